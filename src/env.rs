@@ -1,0 +1,199 @@
+//! The seam to time, randomness and tasks. Everything that runs on behalf of a node runs inside its [`Scope`].
+//!
+//! Simulation replaces what is behind this file and nothing else: a paused `current_thread` runtime makes
+//! `tokio::time` virtual, a [`Scope`] with a seed makes randomness repeatable, and its task list makes a crash real:
+//! every task of the node is aborted at whatever await it has reached.
+//!
+//! Invariants:
+//! * this file holds the only `tokio::spawn`; a task inherits the scope of the task that spawned it;
+//! * only [`SystemClock`] reads a real clock, besides `tokio::time`.
+
+use parking_lot::Mutex;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+use tokio::task::{AbortHandle, JoinHandle};
+
+/// What a node knows of time.
+pub trait Clock: Send + Sync + 'static {
+    /// Milliseconds since 1970. May jump; used for stamps, never for safety.
+    fn wall_ms(&self) -> u64;
+    /// Time since an arbitrary moment on this node, counting time spent suspended. Never goes back.
+    fn elapsed(&self) -> Duration;
+}
+
+/// The machine's clocks: `CLOCK_REALTIME` and `CLOCK_BOOTTIME`.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn wall_ms(&self) -> u64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        duration_of(now).as_millis() as u64
+    }
+
+    fn elapsed(&self) -> Duration {
+        duration_of(rustix::time::clock_gettime(rustix::time::ClockId::Boottime))
+    }
+}
+
+fn duration_of(time: rustix::time::Timespec) -> Duration {
+    Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec.clamp(0, 999_999_999) as u32)
+}
+
+tokio::task_local! {
+    static SCOPE: Arc<Scope>;
+}
+
+/// The tasks and the randomness of one node.
+pub struct Scope {
+    rng: Mutex<StdRng>,
+    tasks: Mutex<Tasks>,
+}
+
+#[derive(Default)]
+struct Tasks {
+    handles: Vec<AbortHandle>,
+    prune_at: usize,
+}
+
+/// Finished tasks are forgotten when the list has grown to at least this many.
+const PRUNE_AT_MIN: usize = 256;
+
+impl Scope {
+    /// A scope whose randomness follows from `seed`.
+    #[must_use]
+    pub fn seeded(seed: u64) -> Arc<Self> {
+        Arc::new(Self { rng: Mutex::new(StdRng::seed_from_u64(seed)), tasks: Mutex::default() })
+    }
+
+    /// A scope with the machine's randomness.
+    #[must_use]
+    pub fn random() -> Arc<Self> {
+        Self::seeded(rand::random())
+    }
+
+    /// Runs `future` as part of this scope.
+    pub fn run<F: Future>(self: &Arc<Self>, future: F) -> impl Future<Output = F::Output> + use<F> {
+        SCOPE.scope(Arc::clone(self), future)
+    }
+
+    /// Runs `f` as part of this scope: what it spawns belongs here.
+    pub fn enter<T>(self: &Arc<Self>, f: impl FnOnce() -> T) -> T {
+        SCOPE.sync_scope(Arc::clone(self), f)
+    }
+
+    /// Aborts every task: a crash, from the inside. Tasks are dropped when the scheduler reaches them.
+    pub fn abort_all(&self) {
+        for handle in std::mem::take(&mut self.tasks.lock().handles) {
+            handle.abort();
+        }
+    }
+
+    /// Tasks that have not finished.
+    #[must_use]
+    pub fn live_tasks(&self) -> usize {
+        self.tasks.lock().handles.iter().filter(|handle| !handle.is_finished()).count()
+    }
+
+    fn add(&self, handle: AbortHandle) {
+        let mut tasks = self.tasks.lock();
+        tasks.handles.push(handle);
+        if tasks.handles.len() >= tasks.prune_at.max(PRUNE_AT_MIN) {
+            tasks.handles.retain(|handle| !handle.is_finished());
+            tasks.prune_at = tasks.handles.len() * 2;
+        }
+    }
+}
+
+impl std::fmt::Debug for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scope").finish_non_exhaustive()
+    }
+}
+
+/// Spawns a task that belongs to the scope of the caller, if there is one.
+#[track_caller]
+#[expect(clippy::disallowed_methods, reason = "the only place that spawns")]
+pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    match SCOPE.try_with(Arc::clone) {
+        Ok(scope) => {
+            let handle = tokio::spawn(SCOPE.scope(Arc::clone(&scope), future));
+            scope.add(handle.abort_handle());
+            handle
+        }
+        Err(_) => tokio::spawn(future),
+    }
+}
+
+/// A random number from the scope of the caller, or from the machine outside of any.
+#[must_use]
+pub fn random_u64() -> u64 {
+    ScopeRng.next_u64()
+}
+
+/// The randomness of the scope of the caller.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ScopeRng;
+
+impl rand::TryRng for ScopeRng {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        Ok(SCOPE.try_with(|scope| scope.rng.lock().next_u32()).unwrap_or_else(|_| rand::random()))
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        Ok(SCOPE.try_with(|scope| scope.rng.lock().next_u64()).unwrap_or_else(|_| rand::random()))
+    }
+
+    fn try_fill_bytes(&mut self, dest: &mut [u8]) -> Result<(), Infallible> {
+        match SCOPE.try_with(Arc::clone) {
+            Ok(scope) => scope.rng.lock().fill_bytes(dest),
+            Err(_) => rand::rng().fill_bytes(dest),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_aborted_scope_takes_its_descendants_with_it() {
+        let scope = Scope::seeded(1);
+        let (tx, mut rx) = tokio::sync::mpsc::channel::<()>(1);
+        scope.enter(|| {
+            spawn(async move {
+                spawn(async move {
+                    let _held = tx;
+                    std::future::pending::<()>().await;
+                });
+                std::future::pending::<()>().await;
+            })
+        });
+        while scope.live_tasks() < 2 {
+            tokio::task::yield_now().await;
+        }
+        scope.abort_all();
+        assert_eq!(rx.recv().await, None, "the grandchild was dropped");
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_numbers() {
+        let numbers = |seed| Scope::seeded(seed).enter(|| [random_u64(), random_u64()]);
+        assert_eq!(numbers(7), numbers(7));
+        assert_ne!(numbers(7), numbers(8));
+    }
+
+    #[test]
+    fn clocks_move_on() {
+        let clock = SystemClock;
+        let before = clock.elapsed();
+        assert!(clock.elapsed() >= before && clock.wall_ms() > 1_600_000_000_000);
+    }
+}

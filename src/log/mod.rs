@@ -1,0 +1,73 @@
+//! The durable log of a node: one engine for all its groups, behind a narrow trait.
+//!
+//! Knows nothing of openraft: entries, votes and markers are bytes. What is in memory and how Raft reads it is the
+//! business of `raft/`; an engine only makes records durable, in order, and gives them back at start.
+//!
+//! Invariants:
+//! * records take effect in the order submitted; a `done` runs once its record and all before it are durable;
+//! * after a failed write or sync no record is acknowledged any more (production ends the process);
+//! * what is recovered per replica is contiguous: no hole between the purge point and the last entry.
+
+use crate::key::{PartitionId, ReplicaId};
+use bytes::Bytes;
+use std::{collections::BTreeMap, io};
+
+/// One change to the log of one replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Record {
+    /// Entries at `first`, `first + 1`, …
+    Append {
+        /// Index of the first entry.
+        first: u64,
+        /// Encoded entries.
+        entries: Vec<Bytes>,
+    },
+    /// The vote.
+    Vote(Bytes),
+    /// Entries at `from` and after are no more.
+    Truncate {
+        /// First index removed.
+        from: u64,
+    },
+    /// Entries up to and including `upto` are no more.
+    Purge {
+        /// Last index removed.
+        upto: u64,
+        /// Encoded log id of that entry.
+        marker: Bytes,
+    },
+    /// The last index known to be committed. A hint: never synced on its own account, and `done` need not wait.
+    Committed(Bytes),
+    /// The replica is destroyed: everything of it goes, and this replica id may never be opened again.
+    Tombstone,
+}
+
+/// Runs when a record is durable, or has failed.
+pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
+
+/// What was found of one replica at start.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Recovered {
+    /// The vote.
+    pub vote: Option<Bytes>,
+    /// Commit hint.
+    pub committed: Option<Bytes>,
+    /// Last purged index and its marker.
+    pub purged: Option<(u64, Bytes)>,
+    /// Live entries: index of the first, and the entries.
+    pub entries: BTreeMap<u64, Bytes>,
+    /// The replica was destroyed.
+    pub tombstone: bool,
+}
+
+/// Makes records durable.
+pub trait LogEngine: Send + Sync + 'static {
+    /// Queues a record. Never blocks for the disk.
+    fn submit(&self, group: PartitionId, replica: ReplicaId, record: Record, done: Option<Done>);
+
+    /// Everything durable, per replica, with what has been submitted before. Called at start, and by tests.
+    ///
+    /// # Errors
+    /// When the stored bytes are damaged or cannot be read; names the place.
+    fn recover(&self) -> io::Result<BTreeMap<(PartitionId, ReplicaId), Recovered>>;
+}

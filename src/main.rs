@@ -1,0 +1,3 @@
+//! The `meridian` binary: server, command line and embedded cluster.
+
+fn main() {}

@@ -1,0 +1,108 @@
+//! The seam between nodes: frames, in order, batched; gRPC in production, a seeded network in memory for the embedded
+//! cluster's tests and the simulation.
+//!
+//! A [`Transport`] only moves frames. [`endpoint::Endpoint`] makes calls with deadlines out of them and hands incoming
+//! ones to the [`Service`] registered for their kind.
+//!
+//! Invariants:
+//! * frames from one node to another arrive in the order sent, or not at all (a gap is possible, a swap is not);
+//! * sending never blocks: a full queue or a lost connection drops frames, and every call has a deadline.
+
+use crate::key::NodeId;
+use bytes::Bytes;
+
+/// Version of the frames and of every body in them. Nodes of different versions refuse each other by name.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// What a frame's body is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+#[repr(u32)]
+pub enum Kind {
+    /// Empty: "I am alive".
+    Ping = 1,
+    /// Raft: append entries (also heartbeats).
+    RaftAppend = 2,
+    /// Raft: request a vote.
+    RaftVote = 3,
+    /// Raft: would you vote for me?
+    RaftPreVote = 4,
+    /// Raft: take over leadership.
+    RaftTransfer = 5,
+    /// Raft: a chunk of a snapshot.
+    RaftSnapshot = 6,
+    /// Raft: a quorum-confirmed read index from the leader.
+    ReadIndex = 7,
+    /// A client's request, forwarded (`meridian.v1.Request` answered by `meridian.v1.Reply`).
+    Kv = 8,
+    /// A node's call to the placement driver.
+    Driver = 9,
+    /// A change of the map, from the placement driver to a node.
+    MapPush = 10,
+    /// "I lead this partition now."
+    Leader = 11,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 11] = [
+        Self::Ping,
+        Self::RaftAppend,
+        Self::RaftVote,
+        Self::RaftPreVote,
+        Self::RaftTransfer,
+        Self::RaftSnapshot,
+        Self::ReadIndex,
+        Self::Kv,
+        Self::Driver,
+        Self::MapPush,
+        Self::Leader,
+    ];
+
+    /// The kind with this number on the wire.
+    #[must_use]
+    pub fn from_wire(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u32 == number)
+    }
+}
+
+/// One message between nodes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Frame {
+    /// What the body is.
+    pub kind: Kind,
+    /// Matches an answer with its call, unique per calling node; 0 for a frame that wants no answer.
+    pub call: u64,
+    /// True for an answer.
+    pub reply: bool,
+    /// Body.
+    pub body: Bytes,
+}
+
+/// Why a frame was not queued.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SendError {
+    /// No address is known for the node, or there is no connection to it at the moment.
+    #[error("not connected")]
+    NotConnected,
+    /// The queue to the node is full.
+    #[error("queue full")]
+    QueueFull,
+}
+
+/// Moves frames.
+pub trait Transport: Send + Sync + 'static {
+    /// Queues a frame. Never blocks.
+    ///
+    /// # Errors
+    /// When the frame was dropped at once. `Ok` promises nothing.
+    fn send(&self, to: NodeId, frame: Frame) -> Result<(), SendError>;
+
+    /// Tells where nodes are; known nodes that are not named stay known.
+    fn set_addresses(&self, addresses: &[(NodeId, String)]);
+}
+
+/// Takes frames that arrived, in order per sender.
+pub trait Inbox: Send + Sync + 'static {
+    /// Takes one frame. Must not block.
+    fn deliver(&self, from: NodeId, frame: Frame);
+}
