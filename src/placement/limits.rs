@@ -191,3 +191,6 @@ fn check_split_points(kind: KeyKind, layout: Layout, keys: &[Bytes]) -> Result<(
     }
     Ok(())
 }
+#[cfg(test)]
+#[path = "limits_tests.rs"]
+mod tests;

@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! * replicas of a partition are on distinct nodes, and on as many zones as there are;
-//! * load yields to that: if every node with room is taken, the least loaded other one is;
+//! * load yields to that: where no node has room, the one least above its share is taken;
 //! * the same nodes and partitions in the same order give the same answer. Shares are computed in `f64` with
 //!   `+ - * /` and `ceil` only, which IEEE 754 fixes to the bit.
 
@@ -164,14 +164,33 @@ impl Load {
     }
 }
 
+/// How many nodes of some sort the zones have.
+struct ZoneCount {
+    of_zone: Vec<usize>,
+    /// Zones with at least one.
+    zones: usize,
+}
+
+impl ZoneCount {
+    fn add(&mut self, zone: usize) {
+        self.zones += usize::from(self.of_zone[zone] == 0);
+        self.of_zone[zone] += 1;
+    }
+
+    fn remove(&mut self, zone: usize) {
+        self.of_zone[zone] -= 1;
+        self.zones -= usize::from(self.of_zone[zone] == 0);
+    }
+}
+
 /// Places partitions one after the other, keeping count of what each node holds.
 pub struct Placer {
     ring: Ring,
     loads: Vec<Load>,
-    /// Per zone: nodes with room.
-    zone_room: Vec<usize>,
-    /// Zones with a node with room.
-    zones_with_room: usize,
+    /// Nodes that may get replicas.
+    open: ZoneCount,
+    /// Those of them below their bound.
+    with_room: ZoneCount,
     /// Per slot: the last walk that saw it.
     seen: Vec<u64>,
     walks: u64,
@@ -197,13 +216,16 @@ impl Placer {
             ..Load::default()
         };
         let loads: Vec<Load> = replicas.iter().zip(&leaders).map(load).collect();
-        let mut zone_room = vec![0; ring.zones];
-        for (slot, _) in ring.slots.iter().zip(&loads).filter(|(_, load)| load.has_room()) {
-            zone_room[slot.zone] += 1;
+        let mut open = ZoneCount { of_zone: vec![0; ring.zones], zones: 0 };
+        let mut with_room = ZoneCount { of_zone: vec![0; ring.zones], zones: 0 };
+        for (slot, load) in ring.slots.iter().zip(&loads).filter(|(slot, _)| slot.open) {
+            open.add(slot.zone);
+            if load.has_room() {
+                with_room.add(slot.zone);
+            }
         }
-        let zones_with_room = zone_room.iter().filter(|room| **room > 0).count();
         let seen = vec![0; ring.slots.len()];
-        Self { ring, loads, zone_room, zones_with_room, seen, walks: 0 }
+        Self { ring, loads, open, with_room, seen, walks: 0 }
     }
 
     /// Counts a partition that is on `nodes`, the preferred leader first. Nodes off the ring are passed over.
@@ -255,8 +277,12 @@ impl Placer {
         let mut level = 1;
         while chosen.len() < replicas && level <= replicas {
             let allowed = |slot: usize| self.used(chosen, self.ring.slots[slot].zone) < level;
-            if !self.has_zone(chosen, level) {
-                level += 1;
+            if !self.has_zone(chosen, level, true) {
+                if self.has_zone(chosen, level, false) {
+                    chosen.push(self.least_loaded(chosen));
+                } else {
+                    level += 1;
+                }
             } else if let Some(i) = passed.iter().position(|slot| allowed(*slot)) {
                 chosen.push(passed.remove(i));
             } else {
@@ -267,10 +293,6 @@ impl Placer {
         }
         drop(walk);
         self.seen = seen;
-        while chosen.len() < replicas {
-            let Some(slot) = self.least_loaded(chosen) else { return };
-            chosen.push(slot);
-        }
     }
 
     /// How many of `chosen` are in `zone`.
@@ -278,27 +300,29 @@ impl Placer {
         chosen.iter().filter(|slot| self.ring.slots[**slot].zone == zone).count()
     }
 
-    /// Whether some zone used fewer than `level` times has a node with room that is not chosen yet.
-    fn has_zone(&self, chosen: &[usize], level: usize) -> bool {
+    /// Whether some zone used fewer than `level` times has a node that is not chosen yet; with `room`, one with room.
+    fn has_zone(&self, chosen: &[usize], level: usize, room: bool) -> bool {
+        let count = if room { &self.with_room } else { &self.open };
         let touched: BTreeSet<usize> = chosen.iter().map(|slot| self.ring.slots[*slot].zone).collect();
-        let mut left = self.zones_with_room;
-        for zone in touched.into_iter().filter(|zone| self.zone_room[*zone] > 0) {
+        let mut left = count.zones;
+        for zone in touched.into_iter().filter(|zone| count.of_zone[*zone] > 0) {
             let here = chosen.iter().filter(|slot| self.ring.slots[**slot].zone == zone);
-            let taken = here.filter(|slot| self.loads[**slot].has_room()).count();
-            if self.used(chosen, zone) >= level || self.zone_room[zone] == taken {
+            let counts = |slot: &usize| self.ring.slots[*slot].open && (!room || self.loads[*slot].has_room());
+            let taken = here.filter(|slot| counts(slot)).count();
+            if self.used(chosen, zone) >= level || count.of_zone[zone] == taken {
                 left -= 1;
             }
         }
         left > 0
     }
 
-    /// The slot to take when none with room is left: of the zone used least, the one least above its share.
-    fn least_loaded(&self, chosen: &[usize]) -> Option<usize> {
-        let open = (0..self.ring.slots.len()).filter(|slot| self.ring.slots[*slot].open && !chosen.contains(slot));
-        open.min_by_key(|slot| {
-            let load = self.loads[*slot];
-            (self.used(chosen, self.ring.slots[*slot].zone), load.replicas * 1_000 / load.replicas_max.max(1), *slot)
-        })
+    /// The slot to take when no zone at this level has room: of the zone used least, the one least above its share.
+    fn least_loaded(&self, chosen: &[usize]) -> usize {
+        let slots = &self.ring.slots;
+        let open = (0..slots.len()).filter(|slot| slots[*slot].open && !chosen.contains(slot));
+        let above = |slot: usize| self.loads[slot].replicas * 1_000 / self.loads[slot].replicas_max.max(1);
+        open.min_by_key(|slot| (self.used(chosen, slots[*slot].zone), above(*slot), *slot))
+            .expect("some zone has an open node that is not chosen")
     }
 
     /// Brings the first with room for another leader to the front, or the one with the fewest for its share.
@@ -328,16 +352,10 @@ impl Placer {
     }
 
     fn count_room(&mut self, slot: usize, had_room: bool) {
-        let room = &mut self.zone_room[self.ring.slots[slot].zone];
+        let zone = self.ring.slots[slot].zone;
         match (had_room, self.loads[slot].has_room()) {
-            (true, false) => {
-                *room -= 1;
-                self.zones_with_room -= usize::from(*room == 0);
-            }
-            (false, true) => {
-                self.zones_with_room += usize::from(*room == 0);
-                *room += 1;
-            }
+            (true, false) => self.with_room.remove(zone),
+            (false, true) => self.with_room.add(zone),
             (true, true) | (false, false) => {}
         }
     }
