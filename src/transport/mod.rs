@@ -2,11 +2,14 @@
 //! cluster's tests and the simulation.
 //!
 //! A [`Transport`] only moves frames. [`endpoint::Endpoint`] makes calls with deadlines out of them and hands incoming
-//! ones to the [`Service`] registered for their kind.
+//! ones to the [`endpoint::Service`] registered for their kind.
 //!
 //! Invariants:
 //! * frames from one node to another arrive in the order sent, or not at all (a gap is possible, a swap is not);
 //! * sending never blocks: a full queue or a lost connection drops frames, and every call has a deadline.
+
+pub mod endpoint;
+pub mod memory;
 
 use crate::key::NodeId;
 use bytes::Bytes;
