@@ -22,6 +22,8 @@ mod session;
 mod snapshot;
 mod store;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use bounds::NotOwned;
 pub use codec::DecodeError;

@@ -295,7 +295,8 @@ impl Store {
     }
 
     /// A number that is equal between replicas that have applied the same entries, and differs, but for a small
-    /// chance, between those that have parted. Covers rows, versions and sessions; costs nothing to ask.
+    /// chance, between those that have parted. Covers rows, versions and sessions; costs nothing to ask. Snapshots
+    /// carry it: how it is computed is part of their format.
     #[must_use]
     pub fn digest(&self) -> u64 {
         mix(self.table.digest() ^ mix(self.last_version ^ mix(self.sessions.digest())))
