@@ -380,6 +380,3 @@ impl PartialOrd for Head {
         Some(self.cmp(other))
     }
 }
-
-#[cfg(test)]
-mod tests;
