@@ -8,11 +8,17 @@ use crate::key::{NodeId, Replica, ReplicaId};
 use bytes::Bytes;
 use openraft::{
     alias,
-    async_runtime::AsyncRuntime as _,
     raft::{ClientWriteResult, responder::Responder},
-    vote::RaftLeaderId as _,
 };
-use std::{any::Any, fmt, sync::Arc, sync::atomic::AtomicU64, sync::atomic::Ordering};
+use std::{
+    any::Any,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::sync::oneshot;
 
 /// A machine's command, as it stands in the log.
 #[derive(Clone, PartialEq, Eq)]
@@ -81,7 +87,7 @@ pub type Raft = openraft::Raft<Types, super::replicated::Replicated>;
 /// The position `index` proposed by `replica` as leader of `term`.
 #[must_use]
 pub fn log_id(term: u64, replica: u64, index: u64) -> LogId {
-    LogId::new(LeaderId::new(term, replica), index)
+    LogId::new(LeaderId { term, node_id: replica }, index)
 }
 
 /// Every replica of a membership.
@@ -91,7 +97,7 @@ pub fn replicas(membership: &Membership) -> impl Iterator<Item = Replica> {
 
 /// Where openraft puts the outcome of a write. Dropping it unfilled means that the outcome is unknown.
 pub struct Slot<T> {
-    outcome: <openraft::alias::OneshotOf<Types> as openraft::async_runtime::Oneshot>::Sender<T>,
+    outcome: oneshot::Sender<T>,
     /// Counted as long as the proposal is alive in openraft.
     _share: Option<Share>,
 }
@@ -120,20 +126,19 @@ impl Drop for Share {
 }
 
 /// Receives the outcome of a write.
-pub type Outcome = tokio::sync::oneshot::Receiver<ClientWriteResult<Types>>;
+pub type Outcome = oneshot::Receiver<ClientWriteResult<Types>>;
 
 impl Slot<ClientWriteResult<Types>> {
     /// A slot and where its content arrives.
     #[must_use]
     pub fn new(share: Share) -> (Self, Outcome) {
-        let (outcome, receiver) = <<Rt as openraft::AsyncRuntime>::Oneshot as openraft::async_runtime::Oneshot>::channel();
+        let (outcome, receiver) = oneshot::channel();
         (Self { outcome, _share: Some(share) }, receiver)
     }
 }
 
 impl<T: Send + 'static> Responder<Types, T> for Slot<T> {
     fn on_complete(self, result: T) {
-        use openraft::async_runtime::OneshotSender as _;
         // The writer may have given up waiting; the outcome then concerns nobody.
         let _ = self.outcome.send(result);
     }
