@@ -63,7 +63,8 @@ impl Model {
             match (&item.action, self.rows.get(&key)) {
                 (Action::Delete { must_exist: true }, None) => return Some(Err(Refusal::NotFound { key })),
                 (Action::Increment { delta }, row) => {
-                    let text = row.map_or_else(|| "0".to_owned(), |row| String::from_utf8_lossy(&row.value).into_owned());
+                    let text =
+                        row.map_or_else(|| "0".to_owned(), |row| String::from_utf8_lossy(&row.value).into_owned());
                     let Ok(number) = text.parse::<i64>() else { return Some(Err(Refusal::NotANumber { key })) };
                     match i64::try_from(i128::from(number) + i128::from(*delta)) {
                         Ok(sum) => drop(numbers.insert(key, sum)),
