@@ -91,7 +91,7 @@ pub fn plan(state: &State, liveness: &Liveness) -> Vec<Decision> {
 fn grow_driver(state: &State, liveness: &Liveness) -> Option<Decision> {
     let driver = state.map().driver().filter(|driver| driver.is_at_rest())?;
     let kept = nodes_of(driver);
-    let most = possible(state, liveness, &kept).min(DRIVER_REPLICAS_MAX as usize);
+    let most = possible(&alive(state, liveness), &kept).min(DRIVER_REPLICAS_MAX as usize);
     let voters = if most.is_multiple_of(2) { most.saturating_sub(1) } else { most };
     if voters <= kept.len() {
         return None;
@@ -132,6 +132,7 @@ fn grow(state: &State, liveness: &Liveness, steps_max: usize) -> Vec<Decision> {
     };
     let moving = map.partitions().values().filter(moves).count();
     let steps_max = steps_max.min(CHANGES_MAX.saturating_sub(moving));
+    let alive = alive(state, liveness);
     let mut decisions = Vec::new();
     // Dear at a thousand nodes: only made when somebody needs it.
     let mut placer = None;
@@ -144,7 +145,7 @@ fn grow(state: &State, liveness: &Liveness, steps_max: usize) -> Vec<Decision> {
             continue;
         }
         let kept = nodes_of(partition);
-        let replicas = possible(state, liveness, &kept).min(wanted as usize);
+        let replicas = possible(&alive, &kept).min(wanted as usize);
         if replicas <= kept.len() {
             continue;
         }
@@ -161,9 +162,12 @@ fn nodes_of(partition: &Partition) -> Vec<NodeId> {
 }
 
 /// How many members there can be: those kept, dead or not, and every node alive.
-fn possible(state: &State, liveness: &Liveness, kept: &[NodeId]) -> usize {
-    let others = state.map().nodes().keys().filter(|node| liveness.is_alive(**node) && !kept.contains(node));
-    kept.len() + others.count()
+fn possible(alive: &BTreeSet<NodeId>, kept: &[NodeId]) -> usize {
+    alive.len() + kept.iter().filter(|node| !alive.contains(node)).count()
+}
+
+fn alive(state: &State, liveness: &Liveness) -> BTreeSet<NodeId> {
+    state.map().nodes().keys().copied().filter(|node| liveness.is_alive(*node)).collect()
 }
 
 fn not_alive(state: &State, liveness: &Liveness) -> BTreeSet<NodeId> {
