@@ -46,7 +46,16 @@ fn commands() -> Vec<Command> {
 
 #[test]
 fn command_bytes_are_golden_and_come_back() {
-    let golden = ["0100026331026331017503683a31017adc0b01ac0203", "", "", "", "", "", "", ""];
+    let golden = [
+        "0100026331026331017503683a31017adc0b01ac0203",
+        "0101026331017503683a31017adc0b01ac02",
+        "0102026b7301e807010300080102",
+        "0102026b730000030101016d0102",
+        "0103026b73",
+        "01040709010804",
+        "010500070102020405",
+        "010501070809",
+    ];
     let bytes: Vec<Bytes> = commands().iter().map(Command::encode).collect();
     assert_eq!(bytes.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>(), golden);
     for (bytes, command) in bytes.iter().zip(commands()) {
