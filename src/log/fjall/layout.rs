@@ -110,7 +110,7 @@ pub(super) fn load(records: &Keyspace, dir: &Path) -> io::Result<BTreeMap<Place,
             (COMMITTED, None) => replica.committed = Some(value),
             (ENTRY, Some(index)) => {
                 let before = replica.entries.last_key_value().map(|(index, _)| *index);
-                let before = before.or(replica.purged.as_ref().map(|(upto, _)| *upto));
+                let before = before.or_else(|| replica.purged.as_ref().map(|(upto, _)| *upto));
                 if before.is_some_and(|before| before.checked_add(1) != Some(index)) {
                     let before = before.unwrap_or_default();
                     return Err(corrupt(dir, format!("{} {}: entry {index} follows {before}", place.0, place.1)));

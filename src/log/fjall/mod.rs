@@ -35,7 +35,9 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread::{self, JoinHandle, ThreadId},
+    time::Duration,
 };
+use tokio::time::Instant;
 use writer::{Job, Writer};
 
 /// Bytes of records that may wait for the disk. A caller that would exceed it waits: the disk has fallen far behind.
@@ -46,6 +48,9 @@ pub const BATCH_BYTES_MAX: usize = 16 << 20;
 
 /// Bytes of old journals that fjall keeps before it forces memtables out. The least it accepts.
 pub const JOURNAL_BYTES_MAX: u64 = 64 << 20;
+
+/// A write that takes longer counts as failed: a hung disk must not leave a node that leads but cannot write.
+pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 
 /// fjall's cache of blocks. Small: the disk is read only at start.
 const CACHE_BYTES: u64 = 4 << 20;
@@ -58,13 +63,15 @@ const WORKERS: usize = 2;
 pub struct FjallOptions {
     /// Bytes that fjall gathers in memory before it writes a table.
     pub memtable_bytes: u64,
-    /// Runs when a write or a sync has failed. Aborts the process; tests look on.
+    /// See [`WRITE_STALL_MAX`].
+    pub write_stall_max: Duration,
+    /// Runs when a write or a sync has failed or hangs. Aborts the process; tests look on.
     pub on_fatal: fn(&io::Error),
 }
 
 impl Default for FjallOptions {
     fn default() -> Self {
-        Self { memtable_bytes: 16 << 20, on_fatal: |_| std::process::abort() }
+        Self { memtable_bytes: 16 << 20, write_stall_max: WRITE_STALL_MAX, on_fatal: |_| std::process::abort() }
     }
 }
 
@@ -73,6 +80,7 @@ pub struct FjallLog {
     queue: Arc<Queue>,
     records: Keyspace,
     dir: PathBuf,
+    options: FjallOptions,
     writer: ThreadId,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -88,6 +96,8 @@ struct Waiting {
     jobs: VecDeque<Job>,
     bytes: usize,
     closed: bool,
+    /// When the writer took the batch that it has not finished.
+    busy_since: Option<Instant>,
     /// What was found at start, until it is asked for or outdated.
     found: Option<BTreeMap<Place, Recovered>>,
 }
@@ -116,14 +126,14 @@ impl FjallLog {
         let found = layout::load(&records, &dir)?;
         let extents = found.iter().map(|(place, found)| (*place, layout::extent_of(found))).collect();
 
-        let state = Waiting { jobs: VecDeque::new(), bytes: 0, closed: false, found: Some(found) };
+        let state = Waiting { jobs: VecDeque::new(), bytes: 0, closed: false, busy_since: None, found: Some(found) };
         let queue = Arc::new(Queue { state: Mutex::new(state), filled: Condvar::new(), emptied: Condvar::new() });
         let writer = Writer::new(db, records.clone(), seal, synced, extents, options.on_fatal);
         let thread = thread::Builder::new().name("log-writer".into()).spawn({
             let queue = Arc::clone(&queue);
             move || writer.run(&queue)
         })?;
-        Ok(Self { queue, records, dir, writer: thread.thread().id(), thread: Mutex::new(Some(thread)) })
+        Ok(Self { queue, records, dir, options, writer: thread.thread().id(), thread: Mutex::new(Some(thread)) })
     }
 
     fn push(&self, job: Job) {
@@ -131,14 +141,27 @@ impl FjallLog {
         // The writer itself never waits: it would wait for itself.
         if thread::current().id() != self.writer {
             while waiting.bytes >= QUEUE_BYTES_MAX && !waiting.closed {
-                self.queue.emptied.wait(&mut waiting);
+                self.queue.emptied.wait_for(&mut waiting, self.options.write_stall_max);
+                self.watch(&mut waiting);
             }
         }
+        self.watch(&mut waiting);
         waiting.found = None;
         waiting.bytes += job.bytes();
         waiting.jobs.push_back(job);
         drop(waiting);
         self.queue.filled.notify_one();
+    }
+
+    /// Ends the process when the writer hangs. fjall itself waits for ever once its own threads have failed.
+    fn watch(&self, waiting: &mut Waiting) {
+        if waiting.busy_since.is_some_and(|since| since.elapsed() > self.options.write_stall_max) {
+            waiting.busy_since = None;
+            let error =
+                io::Error::new(io::ErrorKind::TimedOut, format!("log in {}: a write hangs", self.dir.display()));
+            tracing::error!(%error, "the log cannot be written: this node stops");
+            (self.options.on_fatal)(&error);
+        }
     }
 
     /// Waits until the writer has done what `job` makes of a `done`.
@@ -156,6 +179,7 @@ impl Queue {
     /// What waits, up to a batch; `None` when closed and empty.
     fn take(&self) -> Option<Vec<Job>> {
         let mut waiting = self.state.lock();
+        waiting.busy_since = None;
         while waiting.jobs.is_empty() {
             if waiting.closed {
                 return None;
@@ -171,6 +195,7 @@ impl Queue {
             taken.extend(waiting.jobs.pop_front());
         }
         waiting.bytes -= bytes;
+        waiting.busy_since = Some(Instant::now());
         drop(waiting);
         self.emptied.notify_all();
         Some(taken)

@@ -66,7 +66,9 @@ impl Node {
             .initial_stream_window_size(WINDOW_BYTES)
             .add_service(service)
             .serve_with_incoming(TcpListenerStream::new(listener));
-        runtime.block_on(async { env::spawn(serving) });
+        runtime.block_on(async {
+            env::spawn(serving);
+        });
         Self { endpoint, transport, keep, server, address, runtime: Some(runtime) }
     }
 
