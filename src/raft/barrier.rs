@@ -35,7 +35,7 @@ use tokio::{
 };
 
 /// Questions that may wait for one round.
-pub const WAITERS_MAX: usize = 1 << 16;
+pub(super) const WAITERS_MAX: usize = 1 << 16;
 
 /// Share of the lease that is trusted, in tenths: the rest is for clocks that run at different rates.
 const LEASE_TENTHS: u32 = 8;
@@ -74,7 +74,7 @@ pub enum BarrierError {
 }
 
 /// The outcome of a round.
-pub type Confirmed = Result<LogId, BarrierError>;
+pub(super) type Confirmed = Result<LogId, BarrierError>;
 
 /// Collects questions into rounds.
 #[derive(Default)]
@@ -88,7 +88,10 @@ struct Waiting {
 
 impl Batch {
     /// Joins the next round; begins it if none is under way.
-    fn join<F>(self: &Arc<Self>, round: impl Fn() -> F + Send + 'static) -> Result<oneshot::Receiver<Confirmed>, BarrierError>
+    fn join<F>(
+        self: &Arc<Self>,
+        round: impl Fn() -> F + Send + 'static,
+    ) -> Result<oneshot::Receiver<Confirmed>, BarrierError>
     where
         F: Future<Output = Confirmed> + Send + 'static,
     {
@@ -136,7 +139,7 @@ async fn outcome(joined: Result<oneshot::Receiver<Confirmed>, BarrierError>, dea
 }
 
 /// The barriers of one replica.
-pub struct Barriers {
+pub(super) struct Barriers {
     pub(super) raft: Raft,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) group: PartitionId,
@@ -148,14 +151,14 @@ pub struct Barriers {
 
 /// Rounds of the leader and rounds to the leader, by level.
 #[derive(Default)]
-pub struct Batches {
+pub(super) struct Batches {
     own: [Arc<Batch>; 2],
     others: [Arc<Batch>; 2],
 }
 
 impl Barriers {
     /// A position that who applies it may read at, from whoever leads.
-    pub async fn point(&self, level: Level, deadline: Instant) -> Confirmed {
+    pub(super) async fn point(&self, level: Level, deadline: Instant) -> Confirmed {
         let mut asked_again = false;
         loop {
             let leader = self.leadership.borrow().leader;
@@ -179,7 +182,7 @@ impl Barriers {
     }
 
     /// Confirms as the leader.
-    pub async fn confirm(&self, level: Level, deadline: Instant) -> Confirmed {
+    pub(super) async fn confirm(&self, level: Level, deadline: Instant) -> Confirmed {
         let option = match level {
             Level::ReadIndex => ReadPolicy::ReadIndex.into(),
             Level::Lease => LinearizerOption::new(Some(self.lease * LEASE_TENTHS / 10), true),

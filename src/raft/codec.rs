@@ -16,7 +16,7 @@ use std::{
 };
 
 /// First byte of everything that this module writes to disk.
-pub const FORMAT: u8 = 1;
+pub(super) const FORMAT: u8 = 1;
 
 /// Members that one membership may name; more is damage.
 const MEMBERS_MAX: usize = 1 << 10;
@@ -43,7 +43,7 @@ impl From<Damaged> for io::Error {
 
 /// Reads fields off the front of some bytes.
 #[derive(Debug)]
-pub struct Reader {
+pub(super) struct Reader {
     bytes: Bytes,
     what: &'static str,
 }
@@ -51,7 +51,7 @@ pub struct Reader {
 impl Reader {
     /// Reads `bytes`, which are a `what`.
     #[must_use]
-    pub fn new(what: &'static str, bytes: Bytes) -> Self {
+    pub(super) fn new(what: &'static str, bytes: Bytes) -> Self {
         Self { bytes, what }
     }
 
@@ -59,14 +59,14 @@ impl Reader {
     ///
     /// # Errors
     /// When they begin with another one.
-    pub fn versioned(what: &'static str, bytes: Bytes) -> Result<Self, Damaged> {
+    pub(super) fn versioned(what: &'static str, bytes: Bytes) -> Result<Self, Damaged> {
         let mut reader = Self::new(what, bytes);
         if reader.u8()? == FORMAT { Ok(reader) } else { Err(reader.damaged("of an unknown format version")) }
     }
 
     /// The error that says `why`.
     #[must_use]
-    pub fn damaged(&self, why: &'static str) -> Damaged {
+    pub(super) fn damaged(&self, why: &'static str) -> Damaged {
         Damaged { what: self.what, why }
     }
 
@@ -78,7 +78,7 @@ impl Reader {
     ///
     /// # Errors
     /// At the end, as for every field.
-    pub fn u8(&mut self) -> Result<u8, Damaged> {
+    pub(super) fn u8(&mut self) -> Result<u8, Damaged> {
         self.need(1)?;
         Ok(self.bytes.get_u8())
     }
@@ -87,7 +87,7 @@ impl Reader {
     ///
     /// # Errors
     /// At the end.
-    pub fn u16(&mut self) -> Result<u16, Damaged> {
+    pub(super) fn u16(&mut self) -> Result<u16, Damaged> {
         self.need(2)?;
         Ok(self.bytes.get_u16())
     }
@@ -96,7 +96,7 @@ impl Reader {
     ///
     /// # Errors
     /// At the end.
-    pub fn u32(&mut self) -> Result<u32, Damaged> {
+    pub(super) fn u32(&mut self) -> Result<u32, Damaged> {
         self.need(4)?;
         Ok(self.bytes.get_u32())
     }
@@ -105,7 +105,7 @@ impl Reader {
     ///
     /// # Errors
     /// At the end.
-    pub fn u64(&mut self) -> Result<u64, Damaged> {
+    pub(super) fn u64(&mut self) -> Result<u64, Damaged> {
         self.need(8)?;
         Ok(self.bytes.get_u64())
     }
@@ -114,7 +114,7 @@ impl Reader {
     ///
     /// # Errors
     /// At the end, and for other values.
-    pub fn bool(&mut self) -> Result<bool, Damaged> {
+    pub(super) fn bool(&mut self) -> Result<bool, Damaged> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -126,14 +126,14 @@ impl Reader {
     ///
     /// # Errors
     /// At the end.
-    pub fn chunk(&mut self) -> Result<Bytes, Damaged> {
+    pub(super) fn chunk(&mut self) -> Result<Bytes, Damaged> {
         let len = self.u32()? as usize;
         self.need(len)?;
         Ok(self.bytes.split_to(len))
     }
 
     /// Everything that is left.
-    pub fn rest(&mut self) -> Bytes {
+    pub(super) fn rest(&mut self) -> Bytes {
         std::mem::take(&mut self.bytes)
     }
 
@@ -141,7 +141,7 @@ impl Reader {
     ///
     /// # Errors
     /// When something is left.
-    pub fn end(&self) -> Result<(), Damaged> {
+    pub(super) fn end(&self) -> Result<(), Damaged> {
         if self.bytes.is_empty() { Ok(()) } else { Err(self.damaged("too long")) }
     }
 
@@ -149,7 +149,7 @@ impl Reader {
     ///
     /// # Errors
     /// At the end.
-    pub fn log_id(&mut self) -> Result<LogId, Damaged> {
+    pub(super) fn log_id(&mut self) -> Result<LogId, Damaged> {
         Ok(log_id(self.u64()?, self.u64()?, self.u64()?))
     }
 
@@ -157,7 +157,7 @@ impl Reader {
     ///
     /// # Errors
     /// At the end, and for a wrong mark.
-    pub fn log_id_opt(&mut self) -> Result<Option<LogId>, Damaged> {
+    pub(super) fn log_id_opt(&mut self) -> Result<Option<LogId>, Damaged> {
         if self.bool()? { self.log_id().map(Some) } else { Ok(None) }
     }
 
@@ -165,7 +165,7 @@ impl Reader {
     ///
     /// # Errors
     /// At the end, and for a wrong mark.
-    pub fn vote(&mut self) -> Result<Vote, Damaged> {
+    pub(super) fn vote(&mut self) -> Result<Vote, Damaged> {
         let (term, replica) = (self.u64()?, self.u64()?);
         Ok(if self.bool()? { Vote::new_committed(term, replica) } else { Vote::new(term, replica) })
     }
@@ -174,7 +174,7 @@ impl Reader {
     ///
     /// # Errors
     /// At the end, and for one that cannot be.
-    pub fn membership(&mut self) -> Result<Membership, Damaged> {
+    pub(super) fn membership(&mut self) -> Result<Membership, Damaged> {
         let mut configs = Vec::new();
         for _ in 0..self.u8()? {
             let count = self.count()?;
@@ -198,7 +198,7 @@ impl Reader {
     ///
     /// # Errors
     /// When it is not one.
-    pub fn entry(&mut self) -> Result<Entry, Damaged> {
+    pub(super) fn entry(&mut self) -> Result<Entry, Damaged> {
         let log_id = self.log_id()?;
         let payload = match self.u8()? {
             BLANK => Payload::Blank,
@@ -211,14 +211,14 @@ impl Reader {
 }
 
 /// Appends a position.
-pub fn put_log_id(out: &mut BytesMut, log_id: &LogId) {
+pub(super) fn put_log_id(out: &mut BytesMut, log_id: &LogId) {
     out.put_u64(log_id.leader_id.term);
     out.put_u64(log_id.leader_id.node_id);
     out.put_u64(log_id.index);
 }
 
 /// Appends a position or none.
-pub fn put_log_id_opt(out: &mut BytesMut, log_id: Option<&LogId>) {
+pub(super) fn put_log_id_opt(out: &mut BytesMut, log_id: Option<&LogId>) {
     out.put_u8(u8::from(log_id.is_some()));
     if let Some(log_id) = log_id {
         put_log_id(out, log_id);
@@ -226,20 +226,20 @@ pub fn put_log_id_opt(out: &mut BytesMut, log_id: Option<&LogId>) {
 }
 
 /// Appends a vote.
-pub fn put_vote(out: &mut BytesMut, vote: &Vote) {
+pub(super) fn put_vote(out: &mut BytesMut, vote: &Vote) {
     out.put_u64(vote.leader_id.term);
     out.put_u64(vote.leader_id.node_id);
     out.put_u8(u8::from(vote.committed));
 }
 
 /// Appends bytes with their length.
-pub fn put_chunk(out: &mut BytesMut, chunk: &[u8]) {
+pub(super) fn put_chunk(out: &mut BytesMut, chunk: &[u8]) {
     out.put_u32(u32::try_from(chunk.len()).expect("commands and chunks are far below 4 GiB"));
     out.put_slice(chunk);
 }
 
 /// Appends a membership.
-pub fn put_membership(out: &mut BytesMut, membership: &Membership) {
+pub(super) fn put_membership(out: &mut BytesMut, membership: &Membership) {
     let configs = membership.get_joint_config();
     out.put_u8(u8::try_from(configs.len()).expect("a membership has at most two configurations"));
     for config in configs {
@@ -254,7 +254,7 @@ pub fn put_membership(out: &mut BytesMut, membership: &Membership) {
 }
 
 /// Appends an entry, without the format byte.
-pub fn put_entry(out: &mut BytesMut, entry: &Entry) {
+pub(super) fn put_entry(out: &mut BytesMut, entry: &Entry) {
     put_log_id(out, &entry.log_id);
     match &entry.payload {
         Payload::Blank => out.put_u8(BLANK),
@@ -271,7 +271,7 @@ pub fn put_entry(out: &mut BytesMut, entry: &Entry) {
 
 /// About how many bytes an entry takes.
 #[must_use]
-pub fn entry_len(entry: &Entry) -> usize {
+pub(super) fn entry_len(entry: &Entry) -> usize {
     const FIXED: usize = 30;
     FIXED
         + match &entry.payload {
@@ -301,7 +301,7 @@ fn recovered<T>(
 
 /// An entry as it is stored.
 #[must_use]
-pub fn store_entry(entry: &Entry) -> Bytes {
+pub(super) fn store_entry(entry: &Entry) -> Bytes {
     stored(1 + entry_len(entry), |out| put_entry(out, entry))
 }
 
@@ -309,13 +309,13 @@ pub fn store_entry(entry: &Entry) -> Bytes {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn recover_entry(bytes: &Bytes) -> Result<Entry, Damaged> {
+pub(super) fn recover_entry(bytes: &Bytes) -> Result<Entry, Damaged> {
     recovered("log entry", bytes, Reader::entry)
 }
 
 /// A vote as it is stored.
 #[must_use]
-pub fn store_vote(vote: &Vote) -> Bytes {
+pub(super) fn store_vote(vote: &Vote) -> Bytes {
     stored(18, |out| put_vote(out, vote))
 }
 
@@ -323,13 +323,13 @@ pub fn store_vote(vote: &Vote) -> Bytes {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn recover_vote(bytes: &Bytes) -> Result<Vote, Damaged> {
+pub(super) fn recover_vote(bytes: &Bytes) -> Result<Vote, Damaged> {
     recovered("vote", bytes, Reader::vote)
 }
 
 /// A position as it is stored.
 #[must_use]
-pub fn store_log_id(log_id: &LogId) -> Bytes {
+pub(super) fn store_log_id(log_id: &LogId) -> Bytes {
     stored(25, |out| put_log_id(out, log_id))
 }
 
@@ -337,13 +337,13 @@ pub fn store_log_id(log_id: &LogId) -> Bytes {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn recover_log_id(bytes: &Bytes) -> Result<LogId, Damaged> {
+pub(super) fn recover_log_id(bytes: &Bytes) -> Result<LogId, Damaged> {
     recovered("log position", bytes, Reader::log_id)
 }
 
 /// What stands beside a snapshot's bytes.
 #[must_use]
-pub fn store_meta(meta: &SnapshotMeta) -> Bytes {
+pub(super) fn store_meta(meta: &SnapshotMeta) -> Bytes {
     stored(128, |out| {
         put_log_id_opt(out, meta.last_log_id.as_ref());
         put_log_id_opt(out, meta.last_membership.log_id().as_ref());
@@ -355,7 +355,7 @@ pub fn store_meta(meta: &SnapshotMeta) -> Bytes {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn recover_meta(bytes: &Bytes) -> Result<SnapshotMeta, Damaged> {
+pub(super) fn recover_meta(bytes: &Bytes) -> Result<SnapshotMeta, Damaged> {
     recovered("snapshot description", bytes, |reader| {
         let last_log_id = reader.log_id_opt()?;
         let membership_log_id = reader.log_id_opt()?;
@@ -397,18 +397,12 @@ mod tests {
         let stored: Vec<String> = entries().iter().map(|entry| hex(&store_entry(entry))).collect();
         assert_eq!(
             stored,
-            [
-                format!("01{position}00"),
-                format!("01{position}0100000003707574"),
-                format!("01{position}02{members}")
-            ]
+            [format!("01{position}00"), format!("01{position}0100000003707574"), format!("01{position}02{members}")]
         );
         assert_eq!(hex(&store_vote(&Vote::new_committed(7, 9))), "010000000000000007000000000000000901");
         assert_eq!(hex(&store_log_id(&log_id(2, 3, 4))), format!("01{position}"));
-        let meta = SnapshotMeta {
-            last_log_id: Some(log_id(2, 3, 4)),
-            last_membership: StoredMembership::new(None, joint()),
-        };
+        let meta =
+            SnapshotMeta { last_log_id: Some(log_id(2, 3, 4)), last_membership: StoredMembership::new(None, joint()) };
         assert_eq!(hex(&store_meta(&meta)), format!("0101{position}00{members}"));
         assert_eq!(recover_meta(&store_meta(&meta)).unwrap(), meta);
         assert_eq!(recover_meta(&store_meta(&SnapshotMeta::default())).unwrap(), SnapshotMeta::default());

@@ -71,7 +71,7 @@ pub trait Restorer<M>: Send {
 }
 
 /// The machine of a replica, and where it stands.
-pub struct Cell<M> {
+pub(super) struct Cell<M> {
     state: RwLock<State<M>>,
     /// Goes up when the applied position does.
     pub gate: Gate,
@@ -85,7 +85,7 @@ struct State<M> {
 }
 
 /// One entry to apply.
-pub struct Item {
+pub(super) struct Item {
     /// Its position.
     pub at: LogPosition,
     /// The command; none for entries that only Raft reads.
@@ -95,7 +95,7 @@ pub struct Item {
 }
 
 /// The next step of a snapshot.
-pub enum Frozen {
+pub(super) enum Frozen {
     /// A chunk.
     Chunk(Bytes),
     /// It is complete.
@@ -105,10 +105,10 @@ pub enum Frozen {
 }
 
 /// A machine made of a received snapshot, not yet in its place.
-pub type Restored = Box<dyn Any + Send>;
+pub(super) type Restored = Box<dyn Any + Send>;
 
 /// [`Restorer`] without its type.
-pub trait AnyRestorer: Send {
+pub(super) trait AnyRestorer: Send {
     /// As [`Restorer::feed`].
     fn feed(&mut self, chunk: Bytes) -> Result<(), String>;
     /// As [`Restorer::finish`].
@@ -128,7 +128,7 @@ impl<M: Machine> AnyRestorer for ErasedRestorer<M> {
 }
 
 /// [`Cell`] without the type of its machine, for the one instantiation of openraft.
-pub trait AnyCell: Send + Sync + 'static {
+pub(super) trait AnyCell: Send + Sync + 'static {
     /// Applies entries in order, then answers those who wait.
     fn apply(&self, items: Vec<Item>);
     /// Begins a snapshot; returns the generation that it is of.
@@ -151,13 +151,13 @@ pub trait AnyCell: Send + Sync + 'static {
 
 impl<M: Machine> Cell<M> {
     /// The cell of `machine`, to which nothing was applied.
-    pub fn new(machine: M) -> Self {
+    pub(super) fn new(machine: M) -> Self {
         let state = State { machine, applied: LogPosition::default(), generation: 0 };
         Self { state: RwLock::new(state), gate: Gate::default() }
     }
 
     /// Lets `read` look at the state and at the position that it was applied to.
-    pub fn read<T>(&self, read: impl FnOnce(&M, LogPosition) -> T) -> T {
+    pub(super) fn read<T>(&self, read: impl FnOnce(&M, LogPosition) -> T) -> T {
         let state = self.state.read();
         read(&state.machine, state.applied)
     }
@@ -237,7 +237,7 @@ impl<M: Machine> AnyCell for Cell<M> {
 
 /// Lets waiters through when the applied index reaches theirs. Wakes exactly those.
 #[derive(Default)]
-pub struct Gate {
+pub(super) struct Gate {
     applied: AtomicU64,
     waiters: Mutex<Waiters>,
 }
@@ -251,7 +251,7 @@ struct Waiters {
 
 /// Why a gate did not open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum GateError {
+pub(super) enum GateError {
     /// The deadline passed.
     Timeout,
     /// The replica has stopped.
@@ -273,7 +273,7 @@ impl Drop for Waiting<'_> {
 impl Gate {
     /// The applied index.
     #[must_use]
-    pub fn applied(&self) -> u64 {
+    pub(super) fn applied(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
     }
 
@@ -281,7 +281,7 @@ impl Gate {
     ///
     /// # Errors
     /// When that does not happen before `deadline`, or not any more.
-    pub async fn reached(&self, index: u64, deadline: Instant) -> Result<(), GateError> {
+    pub(super) async fn reached(&self, index: u64, deadline: Instant) -> Result<(), GateError> {
         if self.applied() >= index {
             return Ok(());
         }
@@ -324,7 +324,7 @@ impl Gate {
     }
 
     /// Ends all waiting.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         let waiters = {
             let mut waiters = self.waiters.lock();
             waiters.closed = true;

@@ -118,7 +118,10 @@ impl Running {
                 at: *metrics.membership_config.log_id(),
                 committed: metrics.membership_config.log_id() == metrics.committed_membership_config.log_id(),
                 leader: LogId::new(metrics.vote.leader_id, 0),
-                lag: replication.iter().map(|(id, at)| (*id, last.saturating_sub(at.map_or(0, |at| at.index)))).collect(),
+                lag: replication
+                    .iter()
+                    .map(|(id, at)| (*id, last.saturating_sub(at.map_or(0, |at| at.index))))
+                    .collect(),
             })
         });
         view.ok_or_else(|| self.not_leader())
@@ -244,6 +247,10 @@ mod tests {
         assert_eq!(step(&view(&[&[1], &[1, 2]], &[], &[]), &[1, 2]), Step::Flatten);
         assert_eq!(step(&view(&[&[1, 2]], &[9], &[]), &[1, 2]), Step::Remove(set(&[9])));
         assert_eq!(step(&view(&[&[1, 2]], &[], &[(2, 0)]), &[2]), Step::HandOver(2), "the leader leaves last");
-        assert_eq!(step(&view(&[&[1]], &[2], &[(2, 0)]), &[2]), Step::SetVoters(set(&[2])), "nobody to hand over to yet");
+        assert_eq!(
+            step(&view(&[&[1]], &[2], &[(2, 0)]), &[2]),
+            Step::SetVoters(set(&[2])),
+            "nobody to hand over to yet"
+        );
     }
 }

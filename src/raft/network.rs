@@ -54,7 +54,7 @@ const PIECE_BYTES: usize = 4 * CHUNK_BYTES;
 
 /// What all connections of one replica share.
 #[derive(Clone)]
-pub struct Network {
+pub(super) struct Network {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) group: PartitionId,
     pub(super) me: ReplicaId,
@@ -66,7 +66,7 @@ pub struct Network {
 }
 
 /// The way to one other replica. Cheap: openraft makes one per election and voter.
-pub struct Link {
+pub(super) struct Link {
     network: Network,
     to: ReplicaId,
     node: NodeId,
@@ -141,14 +141,23 @@ impl Link {
         wire::read_voted(answer.await?).map_err(|damaged| NetworkError::new(&damaged).into())
     }
 
-    async fn send_snapshot(&self, vote: Vote, snapshot: Snapshot) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: Snapshot,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         let Content::Stored(handle) = snapshot.snapshot else {
             return Err(NetworkError::from_string("a received snapshot is not sent on").into());
         };
         let transfer = self.network.next_number();
         let mut offset = 0;
         loop {
-            let content = self.network.vault.read(&handle, offset, PIECE_BYTES).await.map_err(|error| NetworkError::new(&error))?;
+            let content = self
+                .network
+                .vault
+                .read(&handle, offset, PIECE_BYTES)
+                .await
+                .map_err(|error| NetworkError::new(&error))?;
             let end = offset + content.len() as u64;
             let last = end >= handle.len || content.is_empty();
             let piece = Piece { transfer, offset, last, vote, meta: snapshot.meta.clone(), content };

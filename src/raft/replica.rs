@@ -54,7 +54,7 @@ const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
 const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A running replica.
-pub struct Running {
+pub(super) struct Running {
     pub(super) hub: Arc<RaftHub>,
     pub(super) group: PartitionId,
     pub(super) me: Replica,
@@ -76,7 +76,7 @@ pub struct Running {
 
 impl Running {
     /// Opens the replica and lets it take part in its group.
-    pub async fn open(
+    pub(super) async fn open(
         hub: &Arc<RaftHub>,
         group: PartitionId,
         replica: ReplicaId,
@@ -163,7 +163,7 @@ impl Running {
     }
 
     /// Whether the replica is stopping or has stopped.
-    pub fn is_stopping(&self) -> bool {
+    pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
@@ -224,7 +224,7 @@ impl Running {
     }
 
     /// Looks at openraft's view of the group, quickly.
-    pub fn metrics<T>(&self, look: impl FnOnce(&RaftMetrics<Types>) -> T) -> T {
+    pub(super) fn metrics<T>(&self, look: impl FnOnce(&RaftMetrics<Types>) -> T) -> T {
         look(&self.raft.metrics().borrow_watched())
     }
 
@@ -256,7 +256,7 @@ impl Running {
     }
 
     /// Takes a snapshot now; returns its index when openraft knows it.
-    pub async fn take_snapshot(&self, deadline: Instant) -> Option<u64> {
+    pub(super) async fn take_snapshot(&self, deadline: Instant) -> Option<u64> {
         let at_least = self.cell.gate().applied();
         let settled = self.vault.settled.notified();
         tokio::pin!(settled);
@@ -277,12 +277,16 @@ impl Running {
     }
 
     /// Cuts what is both in the snapshot and not worth keeping.
-    pub async fn cut_log(&self) {
+    pub(super) async fn cut_log(&self) {
         let config = &self.hub.config;
         let Some(keep_from) = self.log.index_before_last(config.log_keep_bytes) else { return };
         let (snapshot, purged, slowest) = self.metrics(|metrics| {
             let slowest = metrics.replication.as_ref().and_then(|replication| {
-                replication.iter().filter(|(id, _)| **id != self.me.id.0).map(|(_, at)| at.map_or(0, |at| at.index)).min()
+                replication
+                    .iter()
+                    .filter(|(id, _)| **id != self.me.id.0)
+                    .map(|(_, at)| at.map_or(0, |at| at.index))
+                    .min()
             });
             (metrics.snapshot.map(|at| at.index), metrics.purged.map(|at| at.index), slowest)
         });
@@ -295,7 +299,7 @@ impl Running {
     }
 
     /// Stops taking part. Idempotent; returns when openraft has let go of log and machine, or has failed to in time.
-    pub async fn shutdown(self: &Arc<Self>) {
+    pub(super) async fn shutdown(self: &Arc<Self>) {
         self.stopping.store(true, Ordering::Release);
         self.hub.remove(self.group, self.me.id);
         let running = Arc::clone(self);
@@ -318,7 +322,7 @@ impl Running {
     }
 
     /// Stops, removes everything stored and makes sure that this replica id is never opened again.
-    pub async fn destroy(self: &Arc<Self>) -> io::Result<()> {
+    pub(super) async fn destroy(self: &Arc<Self>) -> io::Result<()> {
         self.shutdown().await;
         let (tx, rx) = oneshot::channel();
         let done = move |result| drop(tx.send(result));
@@ -329,10 +333,10 @@ impl Running {
 }
 
 /// A future that goes on by itself when it is dropped unfinished.
-pub struct Detached<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = T> + Send>>>);
+pub(super) struct Detached<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = T> + Send>>>);
 
 /// Makes `future` go on by itself when it is dropped unfinished.
-pub fn detached<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> Detached<T> {
+pub(super) fn detached<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> Detached<T> {
     Detached(Some(Box::pin(future)))
 }
 

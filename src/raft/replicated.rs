@@ -29,7 +29,7 @@ const APPLY_ENTRIES: usize = 64;
 const APPLY_BYTES: u64 = 1 << 20;
 
 /// One replica's state machine.
-pub struct Replicated {
+pub(super) struct Replicated {
     cell: Arc<dyn AnyCell>,
     vault: Arc<Vault>,
     applied: Option<LogId>,
@@ -40,7 +40,7 @@ pub struct Replicated {
 
 impl Replicated {
     /// The state machine, and what ends when openraft lets go of it.
-    pub fn new(cell: Arc<dyn AnyCell>, vault: Arc<Vault>) -> (Self, oneshot::Receiver<()>) {
+    pub(super) fn new(cell: Arc<dyn AnyCell>, vault: Arc<Vault>) -> (Self, oneshot::Receiver<()>) {
         let (alive, gone) = oneshot::channel();
         let membership = StoredMembership::default();
         (Self { cell, vault, applied: None, membership, _alive: alive }, gone)

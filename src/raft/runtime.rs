@@ -19,15 +19,15 @@ use std::{
 };
 
 /// Sleeps shorter than this only yield.
-pub const SLEEP_MIN: Duration = Duration::from_micros(50);
+pub(super) const SLEEP_MIN: Duration = Duration::from_micros(50);
 
 /// tokio, as seen by openraft.
 #[derive(Debug)]
-pub struct Rt(TokioRuntime);
+pub(super) struct Rt(TokioRuntime);
 
 /// A sleep of [`Rt`].
 #[derive(Debug)]
-pub enum Sleep {
+pub(super) enum Sleep {
     /// One turn of the scheduler; true once it was taken.
     Turn(bool),
     /// A sleep by the clock.

@@ -29,19 +29,19 @@ use tokio::{
 };
 
 /// Questions that may wait to be begun.
-pub const QUEUE_QUESTIONS: usize = 4096;
+pub(super) const QUEUE_QUESTIONS: usize = 4096;
 
 /// Questions that may be under way.
 const RUNNING_MAX: usize = 4096;
 
 /// A transfer of a snapshot is forgotten when nothing came of it for this long.
-pub const TRANSFER_IDLE: Duration = Duration::from_secs(30);
+pub(super) const TRANSFER_IDLE: Duration = Duration::from_secs(30);
 
 /// How long the leader's confirmation may take for a question from elsewhere, which has a deadline of its own.
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(5);
 
 /// One question to a replica.
-pub struct Question {
+pub(super) struct Question {
     /// What is asked.
     pub kind: Kind,
     /// By whom.
@@ -53,7 +53,7 @@ pub struct Question {
 }
 
 /// What it takes to answer.
-pub struct Server {
+pub(super) struct Server {
     pub(super) raft: Raft,
     pub(super) cell: Arc<dyn AnyCell>,
     pub(super) vault: Arc<Vault>,
@@ -64,7 +64,7 @@ pub struct Server {
 }
 
 /// A snapshot that is being received.
-pub struct Transfer {
+pub(super) struct Transfer {
     from: ReplicaId,
     number: u64,
     incoming: Incoming,
@@ -88,7 +88,7 @@ fn is_next(sessions: &mut Sessions, from: ReplicaId, turn: Turn) -> bool {
 }
 
 /// Answers questions until the queue is closed, and those that were begun by then.
-pub async fn run(server: Arc<Server>, mut queue: mpsc::Receiver<Question>) {
+pub(super) async fn run(server: Arc<Server>, mut queue: mpsc::Receiver<Question>) {
     let mut running = FuturesUnordered::new();
     let mut sessions = Sessions::new();
     loop {
@@ -232,7 +232,7 @@ impl Server {
     }
 
     /// Forgets a transfer that has stalled.
-    pub fn forget_stalled(&self) {
+    pub(super) fn forget_stalled(&self) {
         if let Ok(mut incoming) = self.incoming.try_lock() {
             incoming.take_if(|transfer| transfer.at.elapsed() > TRANSFER_IDLE);
         }

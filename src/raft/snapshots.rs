@@ -30,13 +30,13 @@ use std::{
 use tokio::sync::{Mutex, Notify};
 
 /// Bytes that a machine is asked for at a time: it is locked for as long as that takes.
-pub const CHUNK_BYTES: usize = 128 << 10;
+pub(super) const CHUNK_BYTES: usize = 128 << 10;
 
 /// Longest chunk accepted; a machine exceeds [`CHUNK_BYTES`] by one row at most.
 const CHUNK_BYTES_MAX: usize = 64 << 20;
 
 /// The content of a snapshot on its way through openraft.
-pub enum Content {
+pub(super) enum Content {
     /// One that is stored.
     Stored(SnapshotHandle),
     /// One that was received and decoded, and is stored when Raft accepts it.
@@ -44,16 +44,16 @@ pub enum Content {
 }
 
 /// A snapshot with its content.
-pub type Snapshot = SnapshotOf<Types, Content>;
+pub(super) type Snapshot = SnapshotOf<Types, Content>;
 
 /// A snapshot received completely.
-pub struct Received {
+pub(super) struct Received {
     writer: Box<dyn SnapshotWriter>,
     restored: Restored,
 }
 
 /// Where one replica keeps its snapshot, and what the scheduler needs to know.
-pub struct Vault {
+pub(super) struct Vault {
     group: PartitionId,
     replica: ReplicaId,
     store: Arc<dyn SnapshotStore>,
@@ -71,7 +71,7 @@ pub struct Vault {
 
 impl Vault {
     /// The vault of one replica.
-    pub fn new(group: PartitionId, replica: ReplicaId, store: Arc<dyn SnapshotStore>) -> Self {
+    pub(super) fn new(group: PartitionId, replica: ReplicaId, store: Arc<dyn SnapshotStore>) -> Self {
         Self {
             group,
             replica,
@@ -94,7 +94,7 @@ impl Vault {
     }
 
     /// From now on nothing is stored. Waits for what is being stored.
-    pub async fn close(&self) {
+    pub(super) async fn close(&self) {
         self.closed.store(true, Ordering::Release);
         drop(self.replacing.lock().await);
     }
@@ -103,7 +103,7 @@ impl Vault {
     ///
     /// # Errors
     /// When the store could not.
-    pub async fn remove(&self) -> io::Result<()> {
+    pub(super) async fn remove(&self) -> io::Result<()> {
         let (store, group, replica) = (Arc::clone(&self.store), self.group, self.replica);
         self.io(move || store.remove(group, replica)).await
     }
@@ -112,7 +112,7 @@ impl Vault {
     ///
     /// # Errors
     /// When it is damaged.
-    pub async fn latest(&self) -> io::Result<Option<Snapshot>> {
+    pub(super) async fn latest(&self) -> io::Result<Option<Snapshot>> {
         let (store, group, replica) = (Arc::clone(&self.store), self.group, self.replica);
         let Some(handle) = self.io(move || store.latest(group, replica)).await? else { return Ok(None) };
         let meta = codec::recover_meta(&handle.meta)?;
@@ -124,7 +124,11 @@ impl Vault {
         self.io(move || store.create(group, replica)).await
     }
 
-    async fn write(&self, mut writer: Box<dyn SnapshotWriter>, pieces: Vec<Bytes>) -> io::Result<Box<dyn SnapshotWriter>> {
+    async fn write(
+        &self,
+        mut writer: Box<dyn SnapshotWriter>,
+        pieces: Vec<Bytes>,
+    ) -> io::Result<Box<dyn SnapshotWriter>> {
         self.io(move || {
             for piece in pieces {
                 writer.write(piece)?;
@@ -143,7 +147,7 @@ impl Vault {
     ///
     /// # Errors
     /// When it is damaged.
-    pub async fn read(&self, handle: &SnapshotHandle, offset: u64, max: usize) -> io::Result<Bytes> {
+    pub(super) async fn read(&self, handle: &SnapshotHandle, offset: u64, max: usize) -> io::Result<Bytes> {
         let handle = handle.clone();
         self.io(move || {
             let mut content = BytesMut::new();
@@ -166,7 +170,7 @@ impl Vault {
     ///
     /// # Errors
     /// When it is damaged or cannot be stored.
-    pub async fn install(&self, cell: &dyn AnyCell, meta: &SnapshotMeta, content: Content) -> io::Result<()> {
+    pub(super) async fn install(&self, cell: &dyn AnyCell, meta: &SnapshotMeta, content: Content) -> io::Result<()> {
         let at = position(meta.last_log_id.as_ref());
         match content {
             Content::Stored(handle) => {
@@ -201,12 +205,12 @@ fn damaged(why: String) -> io::Error {
 
 /// A position without the proposing replica.
 #[must_use]
-pub fn position(log_id: Option<&LogId>) -> LogPosition {
+pub(super) fn position(log_id: Option<&LogId>) -> LogPosition {
     log_id.map_or_else(LogPosition::default, |at| LogPosition { index: at.index, term: at.leader_id.term })
 }
 
 /// Takes one snapshot. Ends it when dropped.
-pub struct Taker {
+pub(super) struct Taker {
     cell: Arc<dyn AnyCell>,
     vault: Arc<Vault>,
     meta: SnapshotMeta,
@@ -215,7 +219,7 @@ pub struct Taker {
 
 impl Taker {
     /// Begins a snapshot of the state as it is now, which `meta` describes; none while another one is being taken.
-    pub fn begin(cell: &Arc<dyn AnyCell>, vault: &Arc<Vault>, meta: SnapshotMeta) -> Option<Self> {
+    pub(super) fn begin(cell: &Arc<dyn AnyCell>, vault: &Arc<Vault>, meta: SnapshotMeta) -> Option<Self> {
         if vault.taking.swap(true, Ordering::AcqRel) {
             return None;
         }
@@ -265,7 +269,7 @@ fn framed(chunk: Bytes) -> Vec<Bytes> {
 }
 
 /// Feeds a restorer the chunks that are framed in pieces of any size.
-pub struct Decoder {
+pub(super) struct Decoder {
     restorer: Box<dyn AnyRestorer>,
     pending: BytesMut,
 }
@@ -273,7 +277,7 @@ pub struct Decoder {
 impl Decoder {
     /// A decoder at the beginning of the content.
     #[must_use]
-    pub fn new(restorer: Box<dyn AnyRestorer>) -> Self {
+    pub(super) fn new(restorer: Box<dyn AnyRestorer>) -> Self {
         Self { restorer, pending: BytesMut::new() }
     }
 
@@ -281,7 +285,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the content is damaged.
-    pub fn feed(&mut self, piece: Bytes) -> Result<(), String> {
+    pub(super) fn feed(&mut self, piece: Bytes) -> Result<(), String> {
         self.pending.put(piece);
         while let Some((head, rest)) = self.pending.split_first_chunk::<4>() {
             let len = u32::from_be_bytes(*head) as usize;
@@ -301,7 +305,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When something is missing or damaged.
-    pub fn finish(self) -> Result<Restored, String> {
+    pub(super) fn finish(self) -> Result<Restored, String> {
         if !self.pending.is_empty() {
             return Err("the last chunk is cut".into());
         }
@@ -310,7 +314,7 @@ impl Decoder {
 }
 
 /// A snapshot on its way in.
-pub struct Incoming {
+pub(super) struct Incoming {
     vault: Arc<Vault>,
     writer: Option<Box<dyn SnapshotWriter>>,
     decoder: Decoder,
@@ -323,7 +327,7 @@ impl Incoming {
     ///
     /// # Errors
     /// When the store cannot begin a snapshot.
-    pub async fn begin(cell: &dyn AnyCell, vault: &Arc<Vault>) -> io::Result<Self> {
+    pub(super) async fn begin(cell: &dyn AnyCell, vault: &Arc<Vault>) -> io::Result<Self> {
         let writer = Some(vault.create().await?);
         Ok(Self { vault: Arc::clone(vault), writer, decoder: Decoder::new(cell.restorer()), offset: 0 })
     }
@@ -332,7 +336,7 @@ impl Incoming {
     ///
     /// # Errors
     /// When it is damaged or cannot be written; nothing can be added any more then.
-    pub async fn feed(&mut self, piece: Bytes) -> io::Result<()> {
+    pub(super) async fn feed(&mut self, piece: Bytes) -> io::Result<()> {
         let writer = self.writer.take().ok_or_else(|| io::Error::other("receiving has failed before"))?;
         self.decoder.feed(piece.clone()).map_err(damaged)?;
         self.offset += piece.len() as u64;
@@ -344,7 +348,7 @@ impl Incoming {
     ///
     /// # Errors
     /// When something is missing or damaged.
-    pub fn finish(self) -> io::Result<Content> {
+    pub(super) fn finish(self) -> io::Result<Content> {
         let writer = self.writer.ok_or_else(|| io::Error::other("receiving has failed before"))?;
         Ok(Content::Received(Received { writer, restored: self.decoder.finish().map_err(damaged)? }))
     }

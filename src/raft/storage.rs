@@ -32,7 +32,7 @@ use std::{
 use tokio::sync::oneshot;
 
 /// Entries of one append request stay below this, except that there is always one.
-pub const APPEND_BYTES: usize = 1 << 20;
+pub(super) const APPEND_BYTES: usize = 1 << 20;
 
 /// Entries read at a time to be applied.
 const APPLY_READ_ENTRIES: u64 = 64;
@@ -52,7 +52,7 @@ struct Live {
 
 /// What an entry counts when logs are measured, in bytes.
 #[must_use]
-pub fn cost(entry: &Entry) -> u64 {
+pub(super) fn cost(entry: &Entry) -> u64 {
     codec::entry_len(entry) as u64 + ENTRY_OVERHEAD_BYTES
 }
 
@@ -106,7 +106,7 @@ struct Shared {
 
 /// The log of one replica. Clones are the same log; openraft reads through clones.
 #[derive(Clone)]
-pub struct Log(Arc<Shared>);
+pub(super) struct Log(Arc<Shared>);
 
 impl Debug for Log {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -119,7 +119,7 @@ impl Log {
     ///
     /// # Errors
     /// When what was found is damaged or has a hole.
-    pub fn open(
+    pub(super) fn open(
         engine: Arc<dyn LogEngine>,
         group: PartitionId,
         replica: ReplicaId,
@@ -147,14 +147,14 @@ impl Log {
 
     /// Measure of the live entries, in bytes.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.0.live.lock().bytes
     }
 
     /// The largest index such that the entries after it measure at least `keep_bytes`; none if all entries are needed
     /// for that.
     #[must_use]
-    pub fn index_before_last(&self, keep_bytes: u64) -> Option<u64> {
+    pub(super) fn index_before_last(&self, keep_bytes: u64) -> Option<u64> {
         let live = self.0.live.lock();
         let mut kept = 0;
         for entry in live.entries.iter().rev() {

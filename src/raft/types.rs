@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 /// A machine's command, as it stands in the log.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Cmd(pub Bytes);
+pub(super) struct Cmd(pub Bytes);
 
 impl fmt::Display for Cmd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -37,11 +37,11 @@ impl fmt::Debug for Cmd {
 }
 
 /// A machine's reply, of a type that only [`super::Group`] knows; none for entries that are not commands.
-pub struct Answer(pub Option<Box<dyn Any + Send + Sync>>);
+pub(super) struct Answer(pub Option<Box<dyn Any + Send + Sync>>);
 
 /// The instantiation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Types;
+pub(super) struct Types;
 
 impl openraft::RaftTypeConfig for Types {
     type D = Cmd;
@@ -66,44 +66,44 @@ impl openraft::RaftTypeConfig for Types {
 }
 
 /// Term and replica of a leader; replica ids stand in for openraft's node ids.
-pub type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
+pub(super) type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
 /// A vote.
-pub type Vote = openraft::impls::Vote<LeaderId>;
+pub(super) type Vote = openraft::impls::Vote<LeaderId>;
 /// What an entry carries.
-pub type Payload = openraft::EntryPayload<Cmd, u64, NodeId>;
+pub(super) type Payload = openraft::EntryPayload<Cmd, u64, NodeId>;
 /// A log entry.
-pub type Entry = openraft::Entry<LeaderId, Payload>;
+pub(super) type Entry = openraft::Entry<LeaderId, Payload>;
 /// Position of an entry, with the leader that proposed it.
-pub type LogId = openraft::LogId<LeaderId>;
+pub(super) type LogId = openraft::LogId<LeaderId>;
 /// Voters and learners.
-pub type Membership = openraft::Membership<u64, NodeId>;
+pub(super) type Membership = openraft::Membership<u64, NodeId>;
 /// Membership with its position.
-pub type StoredMembership = alias::StoredMembershipOf<Types>;
+pub(super) type StoredMembership = alias::StoredMembershipOf<Types>;
 /// What is known of a snapshot besides its bytes.
-pub type SnapshotMeta = alias::SnapshotMetaOf<Types>;
+pub(super) type SnapshotMeta = alias::SnapshotMetaOf<Types>;
 /// One replica of one group.
-pub type Raft = openraft::Raft<Types, super::replicated::Replicated>;
+pub(super) type Raft = openraft::Raft<Types, super::replicated::Replicated>;
 
 /// The position `index` proposed by `replica` as leader of `term`.
 #[must_use]
-pub fn log_id(term: u64, replica: u64, index: u64) -> LogId {
+pub(super) fn log_id(term: u64, replica: u64, index: u64) -> LogId {
     LogId::new(LeaderId { term, node_id: replica }, index)
 }
 
 /// Every replica of a membership.
-pub fn replicas(membership: &Membership) -> impl Iterator<Item = Replica> {
+pub(super) fn replicas(membership: &Membership) -> impl Iterator<Item = Replica> {
     membership.nodes().map(|(id, node)| Replica { id: ReplicaId(*id), node: *node })
 }
 
 /// Where openraft puts the outcome of a write. Dropping it unfilled means that the outcome is unknown.
-pub struct Slot<T> {
+pub(super) struct Slot<T> {
     outcome: oneshot::Sender<T>,
     /// Counted as long as the proposal is alive in openraft.
     _share: Option<Share>,
 }
 
 /// The part of a group's budget of proposed bytes that one proposal holds.
-pub struct Share {
+pub(super) struct Share {
     used_bytes: Arc<AtomicU64>,
     bytes: u64,
 }
@@ -112,8 +112,9 @@ impl Share {
     /// Takes `bytes` of a budget of `max_bytes`; none if too little is left. An empty budget admits anything, so that
     /// a single large command gets through.
     #[must_use]
-    pub fn take(used_bytes: &Arc<AtomicU64>, bytes: u64, max_bytes: u64) -> Option<Self> {
-        let admit = |used: u64| (used == 0 || used.saturating_add(bytes) <= max_bytes).then(|| used.saturating_add(bytes));
+    pub(super) fn take(used_bytes: &Arc<AtomicU64>, bytes: u64, max_bytes: u64) -> Option<Self> {
+        let admit =
+            |used: u64| (used == 0 || used.saturating_add(bytes) <= max_bytes).then(|| used.saturating_add(bytes));
         used_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).ok()?;
         Some(Self { used_bytes: Arc::clone(used_bytes), bytes })
     }
@@ -126,12 +127,12 @@ impl Drop for Share {
 }
 
 /// Receives the outcome of a write.
-pub type Outcome = oneshot::Receiver<ClientWriteResult<Types>>;
+pub(super) type Outcome = oneshot::Receiver<ClientWriteResult<Types>>;
 
 impl Slot<ClientWriteResult<Types>> {
     /// A slot and where its content arrives.
     #[must_use]
-    pub fn new(share: Share) -> (Self, Outcome) {
+    pub(super) fn new(share: Share) -> (Self, Outcome) {
         let (outcome, receiver) = oneshot::channel();
         (Self { outcome, _share: Some(share) }, receiver)
     }

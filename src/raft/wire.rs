@@ -13,7 +13,7 @@ use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeader
 
 /// Which replica asks which.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Address {
+pub(super) struct Address {
     /// The group of both.
     pub group: PartitionId,
     /// Who asks.
@@ -25,7 +25,7 @@ pub struct Address {
 /// How a question was received.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Status {
+pub(super) enum Status {
     /// The answer follows.
     Ok = 0,
     /// No such replica runs here.
@@ -47,7 +47,7 @@ impl Status {
 
     /// The answer that says only this.
     #[must_use]
-    pub fn body(self) -> Bytes {
+    pub(super) fn body(self) -> Bytes {
         Bytes::copy_from_slice(&[self as u8])
     }
 }
@@ -67,7 +67,7 @@ fn question(address: Address, len: usize) -> BytesMut {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn address(body: Bytes) -> Result<(Address, Reader), Damaged> {
+pub(super) fn address(body: Bytes) -> Result<(Address, Reader), Damaged> {
     let mut reader = Reader::versioned("message of a replica", body)?;
     let (group, from, to) = (PartitionId(reader.u64()?), ReplicaId(reader.u64()?), ReplicaId(reader.u64()?));
     Ok((Address { group, from, to }, reader))
@@ -77,7 +77,7 @@ pub fn address(body: Bytes) -> Result<(Address, Reader), Damaged> {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn status(body: Bytes) -> Result<(Status, Reader), Damaged> {
+pub(super) fn status(body: Bytes) -> Result<(Status, Reader), Damaged> {
     let mut reader = Reader::new("answer of a replica", body);
     let status = Status::of(reader.u8()?).ok_or_else(|| reader.damaged("of an unknown status"))?;
     Ok((status, reader))
@@ -92,7 +92,7 @@ fn answer(put: impl FnOnce(&mut BytesMut)) -> Bytes {
 
 /// Place of an append request in a session: requests of one session are taken in order and without gaps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Turn {
+pub(super) struct Turn {
     /// Session, unique per sender; 0 for a request that stands alone.
     pub session: u64,
     /// Number of the request in its session, from 0.
@@ -101,7 +101,7 @@ pub struct Turn {
 
 /// Encodes an append request.
 #[must_use]
-pub fn append(address: Address, turn: Turn, request: &AppendEntriesRequest<Types>) -> Bytes {
+pub(super) fn append(address: Address, turn: Turn, request: &AppendEntriesRequest<Types>) -> Bytes {
     let len: usize = request.entries.iter().map(codec::entry_len).sum();
     let mut out = question(address, 128 + len);
     out.put_u64(turn.session);
@@ -120,7 +120,7 @@ pub fn append(address: Address, turn: Turn, request: &AppendEntriesRequest<Types
 ///
 /// # Errors
 /// When it is damaged.
-pub fn read_turn(reader: &mut Reader) -> Result<Turn, Damaged> {
+pub(super) fn read_turn(reader: &mut Reader) -> Result<Turn, Damaged> {
     Ok(Turn { session: reader.u64()?, number: reader.u64()? })
 }
 
@@ -128,7 +128,7 @@ pub fn read_turn(reader: &mut Reader) -> Result<Turn, Damaged> {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn read_append(mut reader: Reader) -> Result<AppendEntriesRequest<Types>, Damaged> {
+pub(super) fn read_append(mut reader: Reader) -> Result<AppendEntriesRequest<Types>, Damaged> {
     let vote = reader.vote()?;
     let prev_log_id = reader.log_id_opt()?;
     let leader_commit = reader.log_id_opt()?;
@@ -140,7 +140,7 @@ pub fn read_append(mut reader: Reader) -> Result<AppendEntriesRequest<Types>, Da
 
 /// Encodes the answer to an append request.
 #[must_use]
-pub fn appended(response: &AppendEntriesResponse<Types>) -> Bytes {
+pub(super) fn appended(response: &AppendEntriesResponse<Types>) -> Bytes {
     answer(|out| match response {
         AppendEntriesResponse::Success => out.put_u8(0),
         AppendEntriesResponse::PartialSuccess(upto) => {
@@ -159,7 +159,7 @@ pub fn appended(response: &AppendEntriesResponse<Types>) -> Bytes {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn read_appended(mut reader: Reader) -> Result<AppendEntriesResponse<Types>, Damaged> {
+pub(super) fn read_appended(mut reader: Reader) -> Result<AppendEntriesResponse<Types>, Damaged> {
     let response = match reader.u8()? {
         0 => AppendEntriesResponse::Success,
         1 => AppendEntriesResponse::PartialSuccess(reader.log_id_opt()?),
@@ -173,7 +173,7 @@ pub fn read_appended(mut reader: Reader) -> Result<AppendEntriesResponse<Types>,
 
 /// Encodes a request for a vote, or for a promise of one.
 #[must_use]
-pub fn vote(address: Address, request: &VoteRequest<Types>) -> Bytes {
+pub(super) fn vote(address: Address, request: &VoteRequest<Types>) -> Bytes {
     let mut out = question(address, 64);
     codec::put_vote(&mut out, &request.vote);
     codec::put_log_id_opt(&mut out, request.last_log_id.as_ref());
@@ -185,7 +185,7 @@ pub fn vote(address: Address, request: &VoteRequest<Types>) -> Bytes {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn read_vote(mut reader: Reader) -> Result<VoteRequest<Types>, Damaged> {
+pub(super) fn read_vote(mut reader: Reader) -> Result<VoteRequest<Types>, Damaged> {
     let mut request = VoteRequest::new(reader.vote()?, reader.log_id_opt()?);
     request.leadership_transfer = reader.bool()?;
     reader.end()?;
@@ -194,7 +194,7 @@ pub fn read_vote(mut reader: Reader) -> Result<VoteRequest<Types>, Damaged> {
 
 /// Encodes the answer to a request for a vote.
 #[must_use]
-pub fn voted(response: &VoteResponse<Types>) -> Bytes {
+pub(super) fn voted(response: &VoteResponse<Types>) -> Bytes {
     answer(|out| {
         codec::put_vote(out, &response.vote);
         codec::put_log_id_opt(out, response.last_log_id.as_ref());
@@ -206,7 +206,7 @@ pub fn voted(response: &VoteResponse<Types>) -> Bytes {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn read_voted(mut reader: Reader) -> Result<VoteResponse<Types>, Damaged> {
+pub(super) fn read_voted(mut reader: Reader) -> Result<VoteResponse<Types>, Damaged> {
     let (vote, last_log_id, granted) = (reader.vote()?, reader.log_id_opt()?, reader.bool()?);
     reader.end()?;
     Ok(VoteResponse::new(vote, last_log_id, granted))
@@ -214,7 +214,7 @@ pub fn read_voted(mut reader: Reader) -> Result<VoteResponse<Types>, Damaged> {
 
 /// Encodes the request to take over leadership.
 #[must_use]
-pub fn transfer(address: Address, request: &TransferLeaderRequest<Types>) -> Bytes {
+pub(super) fn transfer(address: Address, request: &TransferLeaderRequest<Types>) -> Bytes {
     let mut out = question(address, 64);
     codec::put_vote(&mut out, request.from_leader());
     out.put_u64(*request.to_node_id());
@@ -226,7 +226,7 @@ pub fn transfer(address: Address, request: &TransferLeaderRequest<Types>) -> Byt
 ///
 /// # Errors
 /// When it is damaged.
-pub fn read_transfer(mut reader: Reader) -> Result<TransferLeaderRequest<Types>, Damaged> {
+pub(super) fn read_transfer(mut reader: Reader) -> Result<TransferLeaderRequest<Types>, Damaged> {
     let request = TransferLeaderRequest::new(reader.vote()?, reader.u64()?, reader.log_id_opt()?);
     reader.end()?;
     Ok(request)
@@ -234,7 +234,7 @@ pub fn read_transfer(mut reader: Reader) -> Result<TransferLeaderRequest<Types>,
 
 /// One piece of a snapshot.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Piece {
+pub(super) struct Piece {
     /// The transfer that it belongs to, unique per sender.
     pub transfer: u64,
     /// Where it begins in the content.
@@ -251,7 +251,7 @@ pub struct Piece {
 
 /// Encodes a piece of a snapshot.
 #[must_use]
-pub fn piece(address: Address, piece: &Piece) -> Bytes {
+pub(super) fn piece(address: Address, piece: &Piece) -> Bytes {
     let mut out = question(address, 256 + piece.content.len());
     out.put_u64(piece.transfer);
     out.put_u64(piece.offset);
@@ -266,7 +266,7 @@ pub fn piece(address: Address, piece: &Piece) -> Bytes {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn read_piece(mut reader: Reader) -> Result<Piece, Damaged> {
+pub(super) fn read_piece(mut reader: Reader) -> Result<Piece, Damaged> {
     Ok(Piece {
         transfer: reader.u64()?,
         offset: reader.u64()?,
@@ -279,7 +279,7 @@ pub fn read_piece(mut reader: Reader) -> Result<Piece, Damaged> {
 
 /// Encodes the answer to a piece: the receiver's vote once the snapshot is installed, none before.
 #[must_use]
-pub fn received(vote: Option<&Vote>) -> Bytes {
+pub(super) fn received(vote: Option<&Vote>) -> Bytes {
     answer(|out| {
         out.put_u8(u8::from(vote.is_some()));
         if let Some(vote) = vote {
@@ -292,7 +292,7 @@ pub fn received(vote: Option<&Vote>) -> Bytes {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn read_received(mut reader: Reader) -> Result<Option<Vote>, Damaged> {
+pub(super) fn read_received(mut reader: Reader) -> Result<Option<Vote>, Damaged> {
     let vote = if reader.bool()? { Some(reader.vote()?) } else { None };
     reader.end()?;
     Ok(vote)
@@ -300,7 +300,7 @@ pub fn read_received(mut reader: Reader) -> Result<Option<Vote>, Damaged> {
 
 /// Encodes the question for a read index; `lease` allows the leader to trust its lease.
 #[must_use]
-pub fn read_index(address: Address, lease: bool) -> Bytes {
+pub(super) fn read_index(address: Address, lease: bool) -> Bytes {
     let mut out = question(address, 1);
     out.put_u8(u8::from(lease));
     out.freeze()
@@ -310,7 +310,7 @@ pub fn read_index(address: Address, lease: bool) -> Bytes {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn read_read_index(mut reader: Reader) -> Result<bool, Damaged> {
+pub(super) fn read_read_index(mut reader: Reader) -> Result<bool, Damaged> {
     let lease = reader.bool()?;
     reader.end()?;
     Ok(lease)
@@ -318,7 +318,7 @@ pub fn read_read_index(mut reader: Reader) -> Result<bool, Damaged> {
 
 /// Encodes a read index.
 #[must_use]
-pub fn confirmed(at: &LogId) -> Bytes {
+pub(super) fn confirmed(at: &LogId) -> Bytes {
     answer(|out| codec::put_log_id(out, at))
 }
 
@@ -326,7 +326,7 @@ pub fn confirmed(at: &LogId) -> Bytes {
 ///
 /// # Errors
 /// When it is damaged.
-pub fn read_confirmed(mut reader: Reader) -> Result<LogId, Damaged> {
+pub(super) fn read_confirmed(mut reader: Reader) -> Result<LogId, Damaged> {
     let at = reader.log_id()?;
     reader.end()?;
     Ok(at)
