@@ -5,6 +5,7 @@ pub mod env;
 pub mod error;
 pub mod key;
 pub mod proto;
+pub mod telemetry;
 // Layer 1: pure logic.
 pub mod kv;
 pub mod placement;

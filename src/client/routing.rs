@@ -13,7 +13,7 @@ use crate::{
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use std::{collections::BTreeMap, sync::Arc};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Who leads a partition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +32,8 @@ pub struct Routing {
     /// Serializes changes of the map.
     changing: Mutex<()>,
     changed: Notify,
+    /// Counts changes of the map and of leaders.
+    changes: watch::Sender<u64>,
 }
 
 impl Routing {
@@ -39,6 +41,24 @@ impl Routing {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A table that begins with this map.
+    #[must_use]
+    pub fn of(map: Map) -> Self {
+        Self { map: ArcSwap::from_pointee(map), ..Self::default() }
+    }
+
+    /// Every leader last heard of.
+    #[must_use]
+    pub fn leaders(&self) -> BTreeMap<PartitionId, Leader> {
+        self.leaders.read().clone()
+    }
+
+    /// Tells of every change of the map or of a leader, from now on.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// The newest map.
@@ -79,6 +99,7 @@ impl Routing {
         self.leaders.write().retain(|partition, _| map.partition(*partition).is_some());
         self.map.store(map);
         self.changed.notify_waiters();
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// Applies one message of `Topology.Watch`; `from_version` is the version of the message before on the same stream.
@@ -107,6 +128,8 @@ impl Routing {
             return false;
         }
         leaders.insert(hint.partition, news);
+        drop(leaders);
+        self.changes.send_modify(|count| *count += 1);
         true
     }
 
@@ -155,7 +178,15 @@ fn delta_of(update: v1::TopologyUpdate, from_version: u64) -> MapDelta {
 
 fn node_of(node: v1::Node) -> Node {
     let weight_milli = (node.weight * 1_000.0).round() as u32;
-    Node { id: NodeId(node.id), uuid: node.uuid, address: node.address, zone: node.zone, weight_milli }
+    Node {
+        id: NodeId(node.id),
+        uuid: node.uuid,
+        address: node.address,
+        zone: node.zone,
+        weight_milli,
+        ephemeral: false,
+        gone: false,
+    }
 }
 
 fn keyspace_of(keyspace: v1::Keyspace) -> Keyspace {

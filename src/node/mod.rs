@@ -1,1 +1,296 @@
-//! To be written.
+//! One process: the replicas it hosts, its part in the placement driver, and what it knows of the others.
+//!
+//! A node is started with everything it needs from the world handed in ([`Parts`]): clock, transport, log, snapshots.
+//! It keeps the replicas that the map gives it, reports what the groups it leads have become, and while it leads the
+//! placement driver it plans and pushes the map.
+//!
+//! Invariants:
+//! * a replica is created only because the map names it, and only after that map is durable here: a map on disk is
+//!   never older than the replicas beside it;
+//! * a replica is destroyed only when a newer map no longer names it, and leaves a tombstone: its id never returns;
+//! * the members that a group's leader reports are committed and uniform.
+
+pub mod config;
+mod driver;
+mod health;
+mod hlc;
+mod hosting;
+pub mod identity;
+mod liveness;
+mod machines;
+pub mod partition;
+mod steward;
+
+pub use health::Health;
+pub use liveness::{CONTACT_LOST_AFTER, Liveness};
+pub use machines::{DriverMachine, PartitionMachine};
+pub use partition::{Partition, Written};
+
+use crate::{
+    client::routing::Routing,
+    env::{self, Clock},
+    error::{Error, Hint, Outcome, Reason},
+    key::{NodeId, PartitionId, Replica, ReplicaId},
+    log::Recovered,
+    placement::{self, Command, Fit, Map, MapDelta, RegisterNode},
+    raft::{Group, RaftHub, Status, WriteError},
+    telemetry,
+    transport::{Kind, endpoint::Endpoint},
+};
+use hlc::Hlc;
+use parking_lot::{Mutex, RwLock};
+use partition::PartitionContext;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+/// Keeps the map for the next start. Durable on return; may block.
+pub type KeepMap = Box<dyn Fn(&Map) -> std::io::Result<()> + Send + Sync>;
+
+/// What a node is made of.
+pub struct Parts {
+    /// Its time.
+    pub clock: Arc<dyn Clock>,
+    /// Its end of the transport.
+    pub endpoint: Arc<Endpoint>,
+    /// Its log, snapshots and Raft settings.
+    pub raft: Arc<RaftHub>,
+    /// What the log held at start.
+    pub recovered: BTreeMap<(PartitionId, ReplicaId), Recovered>,
+    /// The map that it held before, or was given when it joined; empty on a founder's first start.
+    pub map: Map,
+    /// Keeps the map.
+    pub keep_map: KeepMap,
+}
+
+/// One node.
+pub struct Node {
+    clock: Arc<dyn Clock>,
+    endpoint: Arc<Endpoint>,
+    raft: Arc<RaftHub>,
+    recovered: Mutex<BTreeMap<(PartitionId, ReplicaId), Recovered>>,
+    routing: Arc<Routing>,
+    liveness: Liveness,
+    hlc: Arc<Hlc>,
+    partitions: RwLock<BTreeMap<PartitionId, Arc<Partition>>>,
+    driver: RwLock<Option<Group<DriverMachine>>>,
+    map_changed: Notify,
+    kept: watch::Sender<u64>,
+    keep_map: KeepMap,
+    stewarding: Notify,
+}
+
+impl Node {
+    /// Starts a node inside the scope of the caller: its replicas open, its tasks run.
+    #[must_use]
+    pub fn start(parts: Parts) -> Arc<Self> {
+        let liveness = Liveness::new(Arc::clone(&parts.endpoint));
+        let kept = watch::Sender::new(parts.map.version());
+        let node = Arc::new(Self {
+            clock: parts.clock,
+            liveness,
+            endpoint: parts.endpoint,
+            raft: parts.raft,
+            recovered: Mutex::new(parts.recovered),
+            routing: Arc::new(Routing::of(parts.map)),
+            hlc: Arc::default(),
+            partitions: RwLock::default(),
+            driver: RwLock::default(),
+            map_changed: Notify::new(),
+            kept,
+            keep_map: parts.keep_map,
+            stewarding: Notify::new(),
+        });
+        node.set_addresses();
+        let weak = Arc::downgrade(&node);
+        node.endpoint.register(Kind::Driver, Arc::new(driver::DriverService(Weak::clone(&weak))));
+        node.endpoint.register(Kind::MapPush, Arc::new(driver::MapService(Weak::clone(&weak))));
+        node.endpoint.register(Kind::Leader, Arc::new(steward::LeaderService(Weak::clone(&weak))));
+        node.endpoint.register(Kind::Ping, Arc::new(liveness::PingService));
+        env::spawn(hosting::run(Weak::clone(&weak)));
+        env::spawn(steward::run(Weak::clone(&weak)));
+        env::spawn(steward::ping(weak));
+        node
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.endpoint.me()
+    }
+
+    /// The routing table: the map and the leaders.
+    #[must_use]
+    pub const fn routing(&self) -> &Arc<Routing> {
+        &self.routing
+    }
+
+    /// Who is in contact.
+    #[must_use]
+    pub const fn liveness(&self) -> &Liveness {
+        &self.liveness
+    }
+
+    /// Its end of the transport.
+    #[must_use]
+    pub const fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// Its time.
+    #[must_use]
+    pub const fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// A hybrid logical time, above every one that this node gave before.
+    #[must_use]
+    pub fn stamp(&self) -> crate::key::Version {
+        self.hlc.stamp(self.clock.wall_ms())
+    }
+
+    /// The partition of this id, if a replica of it runs here.
+    #[must_use]
+    pub fn partition(&self, id: PartitionId) -> Option<Arc<Partition>> {
+        self.partitions.read().get(&id).cloned()
+    }
+
+    /// Every partition with a replica here.
+    #[must_use]
+    pub fn partitions(&self) -> Vec<Arc<Partition>> {
+        self.partitions.read().values().cloned().collect()
+    }
+
+    /// This node's member of the placement driver, if it has one.
+    #[must_use]
+    pub fn driver_group(&self) -> Option<Group<DriverMachine>> {
+        self.driver.read().clone()
+    }
+
+    /// Members of the placement driver as the map tells; this node's own member on a founder without a map.
+    #[must_use]
+    pub fn driver_members(&self) -> Vec<Replica> {
+        let map = self.routing.map();
+        map.driver().map_or_else(
+            || self.driver_group().map(|group| group.status().voters).unwrap_or_default(),
+            |driver| driver.members.clone(),
+        )
+    }
+
+    /// Forms the cluster: makes this node the first member of the placement driver. Repeating it is harmless.
+    ///
+    /// # Errors
+    /// When the driver refuses or gives no answer in time.
+    pub async fn found(
+        self: &Arc<Self>,
+        cluster_id: String,
+        node: RegisterNode,
+        replicas_default: u32,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let first = placement::state::DRIVER_FIRST;
+        let group = self.host_driver(first).await?;
+        group.initialize(&[first]).await.map_err(|error| {
+            Error::new(Reason::Internal, format!("the placement driver could not be initialized: {error}"))
+        })?;
+        let command = Command::Bootstrap { cluster_id, node, replicas_default };
+        self.drive(&command, deadline).await.map(|_| ())
+    }
+
+    /// Waits until the map has at least this version.
+    pub async fn map_at_least(&self, version: u64) {
+        if let Some(below) = version.checked_sub(1) {
+            self.routing.newer_than(below).await;
+        }
+    }
+
+    /// Takes a change of the map, in memory at once and on disk soon; replicas follow once it is on disk.
+    pub(crate) fn take_map(&self, delta: MapDelta) -> Fit {
+        let fit = self.routing.apply(delta);
+        if fit == Fit::Applied {
+            self.set_addresses();
+            self.map_changed.notify_one();
+            self.stewarding.notify_one();
+        }
+        fit
+    }
+
+    fn set_addresses(&self) {
+        let map = self.routing.map();
+        let addresses: Vec<_> = map.nodes().values().map(|node| (node.id, node.address.clone())).collect();
+        self.endpoint.transport().set_addresses(&addresses);
+    }
+
+    fn partition_context(&self) -> PartitionContext {
+        PartitionContext { hlc: Arc::clone(&self.hlc), clock: Arc::clone(&self.clock), liveness: self.liveness.clone() }
+    }
+
+    /// Better knowledge of who leads a partition, for a client that came to the wrong node.
+    #[must_use]
+    pub fn hint(&self, partition: PartitionId) -> Hint {
+        let leader = self.routing.leader(partition);
+        Hint {
+            partition,
+            leader: leader.map(|leader| leader.node),
+            term: leader.map_or(0, |leader| leader.term),
+            map_version: self.routing.map().version(),
+        }
+    }
+
+    /// Stops every replica in order, handing over nothing: the others elect new leaders.
+    pub async fn stop(&self) {
+        let partitions = std::mem::take(&mut *self.partitions.write());
+        for partition in partitions.into_values() {
+            partition.group().shutdown().await;
+        }
+        let driver = self.driver.write().take();
+        if let Some(driver) = driver {
+            driver.shutdown().await;
+        }
+        self.endpoint.close();
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("id", &self.id()).finish_non_exhaustive()
+    }
+}
+
+/// A write error of Raft as an error for users: what is known of the write, and where to go.
+#[must_use]
+pub fn explain_write(id: PartitionId, error: &WriteError, status: &Status, liveness: &Liveness) -> Error {
+    let members = &status.voters;
+    let unknown = |message: String| Error::new(Reason::OutcomeUnknown, message).outcome(Outcome::Unknown);
+    match error {
+        WriteError::NotLeader { leader: Some(leader) } => {
+            let hint = Hint { partition: id, leader: Some(leader.node), term: status.term, map_version: 0 };
+            Error::new(Reason::NotLeader, format!("partition {id} is led by node {}", leader.node))
+                .outcome(Outcome::NotApplied)
+                .hint(hint)
+        }
+        WriteError::NotLeader { leader: None } | WriteError::NoQuorum => {
+            liveness.no_leader(id, members, Some(Outcome::NotApplied))
+        }
+        WriteError::Overloaded => {
+            metrics::counter!(telemetry::ADMISSION_REJECTED_TOTAL, "budget" => "proposed_bytes").increment(1);
+            Error::new(Reason::Overloaded, format!("too many bytes are proposed to partition {id}; slow down"))
+                .outcome(Outcome::NotApplied)
+        }
+        WriteError::Stopped { proposed: false } => {
+            Error::new(Reason::Stopping, format!("the replica of partition {id} is stopping; ask another node"))
+                .outcome(Outcome::NotApplied)
+        }
+        WriteError::Discarded => unknown(format!("partition {id} changed its leader while the write was under way")),
+        WriteError::Stopped { proposed: true } => {
+            unknown(format!("the replica of partition {id} stopped while the write was under way"))
+        }
+        WriteError::Timeout if liveness.quorum_lost(members) => liveness.no_leader(id, members, Some(Outcome::Unknown)),
+        WriteError::Timeout => unknown(format!("partition {id} gave no answer before the deadline")),
+    }
+}

@@ -63,6 +63,8 @@ pub struct RegisterNode {
     pub weight_milli: u32,
     /// Node id that it was given earlier.
     pub previous: Option<NodeId>,
+    /// It keeps nothing: whoever comes next under its address is another node, and this one is gone.
+    pub ephemeral: bool,
 }
 
 /// A keyspace to be.
@@ -184,6 +186,16 @@ pub enum Refusal {
         /// Node id of that UUID here, in words when there is none.
         known: String,
     },
+    /// Another node has this address, and it keeps its data.
+    #[error(
+        "{address} is the address of {node}, whose data directory this is not; start this process with the data directory of {node}, or under another address"
+    )]
+    AddressTaken {
+        /// The address.
+        address: String,
+        /// Who has it.
+        node: NodeId,
+    },
     /// A field is wrong in itself.
     #[error("{why}")]
     FieldInvalid {
@@ -285,6 +297,9 @@ impl From<Refusal> for Error {
                 .with("uuid", uuid)
                 .with("claimed", claimed)
                 .with("known", known),
+            Refusal::AddressTaken { address, node } => {
+                Self::new(Reason::IdentityMismatch, message).with("address", address).with("node", node)
+            }
             Refusal::FieldInvalid { field, .. } => Self::field(field.as_str(), message),
             Refusal::NameInvalid(_) => Self::new(Reason::NameInvalid, message).in_field("name"),
             Refusal::KeyspaceExists { .. } => Self::new(Reason::KeyspaceExists, message).in_field("name"),

@@ -97,7 +97,8 @@ pub fn node(id: NodeId, process: &RegisterNode) -> Result<Node, Refusal> {
         let why = format!("a weight of {weight_milli}/1000, {least}/1000 to {most}/1000 are possible");
         return Err(field(Field::Weight, why));
     }
-    Ok(Node { id, uuid: uuid.to_string(), address: address.clone(), zone: zone.clone(), weight_milli })
+    let (uuid, address, zone) = (uuid.to_string(), address.clone(), zone.clone());
+    Ok(Node { id, uuid, address, zone, weight_milli, ephemeral: process.ephemeral, gone: false })
 }
 
 fn check_address(address: &str) -> Result<(), Refusal> {

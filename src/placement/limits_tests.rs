@@ -18,6 +18,7 @@ fn process(uuid: &str, address: &str, zone: &str, weight_milli: u32) -> Register
         zone: zone.to_owned(),
         weight_milli,
         previous: None,
+        ephemeral: false,
     }
 }
 

@@ -37,6 +37,10 @@ pub struct Node {
     pub zone: String,
     /// Share of load in thousandths.
     pub weight_milli: u32,
+    /// It keeps nothing over a restart.
+    pub ephemeral: bool,
+    /// It will not come back: another process has its address. It gets nothing, and its replicas are replaced.
+    pub gone: bool,
 }
 
 impl Node {

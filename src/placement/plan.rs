@@ -22,7 +22,7 @@ pub const CHANGES_MAX: usize = 64;
 /// Most steps of one call.
 pub const STEPS_MAX: usize = 64;
 /// A node that has been alive for so long may be given replicas.
-pub const ALIVE_AFTER_MS: u64 = 1_000;
+pub const ALIVE_AFTER_MS: u64 = 200;
 /// A node that has been silent for so long no longer initializes groups.
 pub const DEAD_AFTER_MS: u64 = 3_000;
 
@@ -90,10 +90,10 @@ pub fn plan(state: &State, liveness: &Liveness) -> Vec<Decision> {
 /// Group 0: one, three or five voters, as nodes allow, spread over zones. It never shrinks for want of live nodes.
 fn grow_driver(state: &State, liveness: &Liveness) -> Option<Decision> {
     let driver = state.map().driver().filter(|driver| driver.is_at_rest())?;
-    let kept = nodes_of(driver);
+    let kept = nodes_of(state, driver);
     let most = possible(&alive(state, liveness), &kept).min(DRIVER_REPLICAS_MAX as usize);
     let voters = if most.is_multiple_of(2) { most.saturating_sub(1) } else { most };
-    if voters <= kept.len() {
+    if voters <= kept.len() && kept.len() == driver.target.len() {
         return None;
     }
     // A placer of its own: the driver's replicas are few and do not count as load.
@@ -141,12 +141,9 @@ fn grow(state: &State, liveness: &Liveness, steps_max: usize) -> Vec<Decision> {
             break;
         }
         let wanted = map.keyspaces()[&partition.keyspace].replicas;
-        if partition.target.len() >= wanted as usize {
-            continue;
-        }
-        let kept = nodes_of(partition);
-        let replicas = possible(&alive, &kept).min(wanted as usize);
-        if replicas <= kept.len() {
+        let kept = nodes_of(state, partition);
+        let replicas = possible(&alive, &kept).min(wanted as usize).max(kept.len());
+        if replicas == kept.len() && kept.len() == partition.target.len() {
             continue;
         }
         let placer = placer.get_or_insert_with(|| state.placer(&not_alive(state, liveness), None));
@@ -157,8 +154,10 @@ fn grow(state: &State, liveness: &Liveness, steps_max: usize) -> Vec<Decision> {
     decisions
 }
 
-fn nodes_of(partition: &Partition) -> Vec<NodeId> {
-    partition.target.iter().map(|replica| replica.node).collect()
+/// Nodes that keep their replica: all but those that are gone for good.
+fn nodes_of(state: &State, partition: &Partition) -> Vec<NodeId> {
+    let gone = |node: &NodeId| state.map().node(*node).is_some_and(|node| node.gone);
+    partition.target.iter().map(|replica| replica.node).filter(|node| !gone(node)).collect()
 }
 
 /// How many members there can be: those kept, dead or not, and every node alive.
@@ -167,7 +166,14 @@ fn possible(alive: &BTreeSet<NodeId>, kept: &[NodeId]) -> usize {
 }
 
 fn alive(state: &State, liveness: &Liveness) -> BTreeSet<NodeId> {
-    state.map().nodes().keys().copied().filter(|node| liveness.is_alive(*node)).collect()
+    state
+        .map()
+        .nodes()
+        .values()
+        .filter(|node| !node.gone)
+        .map(|node| node.id)
+        .filter(|id| liveness.is_alive(*id))
+        .collect()
 }
 
 fn not_alive(state: &State, liveness: &Liveness) -> BTreeSet<NodeId> {

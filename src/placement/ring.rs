@@ -64,7 +64,7 @@ impl Ring {
         let zones: BTreeMap<&str, usize> = zones.into_iter().zip(0..).collect();
         let mut ring = Self { slots: Vec::with_capacity(nodes.len()), zones: zones.len(), tokens: Vec::new() };
         for (slot, node) in nodes.into_iter().enumerate() {
-            let open = !avoid.contains(&node.id);
+            let open = !avoid.contains(&node.id) && !node.gone;
             ring.slots.push(Slot { node: node.id, zone: zones[node.zone.as_str()], weight: node.weight(), open });
             let count = (TOKENS_PER_NODE * node.weight_milli / WEIGHT_MILLI_DEFAULT).max(1);
             if open {

@@ -296,6 +296,13 @@ impl State {
             }
             return Ok(Reply::Registered { node: id, created: false });
         }
+        let holder = self.map.nodes().values().find(|node| node.address == fresh.address && !node.gone).cloned();
+        if let Some(holder) = holder {
+            if !holder.ephemeral {
+                return Err(Refusal::AddressTaken { address: fresh.address, node: holder.id });
+            }
+            self.put_node(Node { gone: true, ..holder }, change);
+        }
         let room = self.map.nodes().len() < limits::NODES_MAX;
         check_room("nodes", room, limits::NODES_MAX)?;
         self.next.node += 1;

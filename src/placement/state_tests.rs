@@ -11,6 +11,7 @@ pub(super) fn process(id: u64, zone: &str) -> RegisterNode {
         zone: zone.to_owned(),
         weight_milli: 0,
         previous: None,
+        ephemeral: false,
     }
 }
 

@@ -1,0 +1,74 @@
+//! How the cluster is, as one node sees it.
+
+use super::Node;
+use crate::key::{DRIVER, NodeId, PartitionId};
+
+/// What is not as it should be.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Health {
+    /// Partitions without a known leader in contact.
+    pub leaderless: Vec<PartitionId>,
+    /// Partitions with fewer members than their keyspace asks for, or whose members are changing.
+    pub underreplicated: Vec<PartitionId>,
+    /// Nodes out of contact.
+    pub silent: Vec<NodeId>,
+    /// Whether the placement driver has a known leader in contact.
+    pub driver_led: bool,
+}
+
+impl Health {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.problems().is_empty()
+    }
+
+    /// What is wrong, a line each, for people.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let list = |ids: &[PartitionId]| {
+            let shown: Vec<_> = ids.iter().take(10).map(ToString::to_string).collect();
+            let more = if ids.len() > shown.len() { ", …" } else { "" };
+            format!("{}{more}", shown.join(", "))
+        };
+        if !self.driver_led {
+            problems.push("the placement driver has no leader in contact: no keyspace can be created".to_owned());
+        }
+        if !self.leaderless.is_empty() {
+            problems.push(format!("{} partitions without a leader: {}", self.leaderless.len(), list(&self.leaderless)));
+        }
+        if !self.underreplicated.is_empty() {
+            let count = self.underreplicated.len();
+            problems
+                .push(format!("{count} partitions with fewer members than asked for: {}", list(&self.underreplicated)));
+        }
+        if !self.silent.is_empty() {
+            let silent: Vec<_> = self.silent.iter().map(ToString::to_string).collect();
+            problems.push(format!("nodes out of contact: {}", silent.join(", ")));
+        }
+        problems
+    }
+}
+
+impl Node {
+    /// How the cluster is, as this node sees it.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let map = self.routing.map();
+        let led = |id| self.routing.leader(id).is_some_and(|leader| self.liveness.is_alive(leader.node));
+        let data = || map.partitions().values().filter(|partition| partition.id != DRIVER);
+        let wanted = |partition: &crate::placement::Partition| {
+            map.keyspaces().get(&partition.keyspace).map_or(0, |keyspace| keyspace.replicas as usize)
+        };
+        Health {
+            leaderless: data().map(|partition| partition.id).filter(|id| !led(*id)).collect(),
+            underreplicated: data()
+                .filter(|partition| !partition.is_at_rest() || partition.members.len() < wanted(partition))
+                .map(|partition| partition.id)
+                .collect(),
+            silent: map.nodes().keys().copied().filter(|node| !self.liveness.is_alive(*node)).collect(),
+            driver_led: led(DRIVER),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Which replicas run here: those that the map names, no others.
+
+use super::{DriverMachine, Node, Partition, PartitionMachine, driver, steward};
+use crate::{
+    env,
+    error::{Error, Reason},
+    key::{DRIVER, PartitionId, Replica},
+    kv,
+    placement::{self, Map, Phase},
+    raft::{Group, Machine, OpenError},
+};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::time::sleep;
+
+/// Pause before a replica that could not be opened, or a map that could not be kept, is tried again.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// Follows the map: keeps it, then creates and retires replicas. One task, so that no two of these race.
+pub(super) async fn run(node: Weak<Node>) {
+    loop {
+        let Some(this) = node.upgrade() else { return };
+        let settled = follow(&this).await;
+        if settled {
+            let changed = this.map_changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            // What changed since `follow` began has left a permit behind, so nothing is missed.
+            changed.await;
+        } else {
+            drop(this);
+            sleep(RETRY_EVERY).await;
+        }
+    }
+}
+
+/// One pass; false when something has to be tried again.
+async fn follow(node: &Arc<Node>) -> bool {
+    let map = node.routing.map();
+    if map.version() == 0 {
+        return true;
+    }
+    if *node.kept.borrow() < map.version() || map.version() == 0 {
+        if let Err(error) = (node.keep_map)(&map) {
+            tracing::error!(%error, "the map could not be kept; no replica is created or retired until it is");
+            return false;
+        }
+        node.kept.send_replace(map.version());
+    }
+    let mut settled = true;
+    let wanted = wanted(&map, node);
+    for (partition, replica) in &wanted {
+        if let Err(error) = node.host(&map, *partition, *replica).await {
+            tracing::error!(%partition, %replica.id, %error, "the replica could not be opened");
+            settled = false;
+        }
+    }
+    node.retire_unwanted(&wanted.into_iter().collect()).await;
+    settled
+}
+
+fn wanted(map: &Map, node: &Node) -> Vec<(PartitionId, Replica)> {
+    let mine =
+        |partition: &placement::Partition| partition.replica_on(node.id()).map(|replica| (partition.id, replica));
+    map.partitions().values().filter_map(mine).collect()
+}
+
+impl Node {
+    async fn host(self: &Arc<Self>, map: &Map, id: PartitionId, replica: Replica) -> Result<(), Error> {
+        let Some(partition) = map.partition(id) else { return Ok(()) };
+        if id == DRIVER {
+            self.host_driver(replica).await?;
+            return Ok(());
+        }
+        if self.partition(id).is_some_and(|here| here.group().replica() == replica) {
+            return self.initialize_if_asked(partition, replica).await;
+        }
+        let Some(keyspace) = map.keyspaces().get(&partition.keyspace) else {
+            return Err(Error::new(Reason::Internal, format!("the map names no keyspace {}", partition.keyspace)));
+        };
+        // An older incarnation goes first: one group runs one replica here.
+        self.retire(id).await;
+        let store = kv::Store::new(kv::StoreConfig {
+            layout: keyspace.layout,
+            span: partition.span.clone(),
+            limits: kv::SessionLimits::default(),
+        });
+        let group = self.open(id, replica, PartitionMachine::new(store)).await?;
+        env::spawn(steward::watch_leadership(Arc::downgrade(self), group.clone()));
+        let hosted = Partition::start(id, group, self.partition_context());
+        self.partitions.write().insert(id, hosted);
+        self.initialize_if_asked(partition, replica).await
+    }
+
+    async fn open<M: Machine>(&self, id: PartitionId, replica: Replica, machine: M) -> Result<Group<M>, Error> {
+        let found = self.recovered.lock().remove(&(id, replica.id)).unwrap_or_default();
+        Group::open(&self.raft, id, replica.id, &found, machine).await.map_err(explain)
+    }
+
+    /// While a partition is being created, its initializer's node gives the group its first members.
+    async fn initialize_if_asked(&self, partition: &placement::Partition, replica: Replica) -> Result<(), Error> {
+        if partition.phase != Phase::Creating || partition.initializer != replica.id {
+            return Ok(());
+        }
+        let Some(here) = self.partition(partition.id) else { return Ok(()) };
+        here.group().initialize(&partition.members).await.map_err(|error| {
+            Error::new(Reason::Internal, format!("partition {} could not be initialized: {error}", partition.id))
+        })
+    }
+
+    /// Runs this node's member of the placement driver.
+    pub(super) async fn host_driver(self: &Arc<Self>, replica: Replica) -> Result<Group<DriverMachine>, Error> {
+        if let Some(group) = self.driver_group().filter(|group| group.replica() == replica) {
+            return Ok(group);
+        }
+        self.retire(DRIVER).await;
+        let group = self.open(DRIVER, replica, DriverMachine::default()).await?;
+        *self.driver.write() = Some(group.clone());
+        env::spawn(steward::watch_leadership(Arc::downgrade(self), group.clone()));
+        env::spawn(driver::run(Arc::downgrade(self), group.clone()));
+        Ok(group)
+    }
+
+    /// Retires what runs here and is not wanted any more.
+    async fn retire_unwanted(&self, wanted: &BTreeSet<(PartitionId, Replica)>) {
+        let wanted_ids: BTreeSet<_> = wanted.iter().map(|(id, _)| *id).collect();
+        let unwanted: Vec<_> = self.partitions.read().keys().filter(|id| !wanted_ids.contains(id)).copied().collect();
+        for id in unwanted {
+            tracing::info!(partition = %id, "the map no longer gives this node a replica; it is destroyed");
+            self.retire(id).await;
+        }
+        if !wanted_ids.contains(&DRIVER) && self.driver_group().is_some() {
+            tracing::info!("this node is no longer a member of the placement driver");
+            self.retire(DRIVER).await;
+        }
+    }
+
+    /// Stops and destroys the replica of a group, if one runs here.
+    async fn retire(&self, id: PartitionId) {
+        if id == DRIVER {
+            let group = self.driver.write().take();
+            if let Some(group) = group {
+                destroy(&group).await;
+            }
+            return;
+        }
+        let hosted = self.partitions.write().remove(&id);
+        if let Some(hosted) = hosted {
+            destroy(hosted.group()).await;
+        }
+    }
+}
+
+/// What cannot be destroyed now is not opened again either: the map no longer names it.
+async fn destroy<M: Machine>(group: &Group<M>) {
+    if let Err(error) = group.destroy().await {
+        tracing::error!(partition = %group.id(), replica = %group.replica().id, %error, "a replica was not removed");
+    }
+}
+
+fn explain(error: OpenError) -> Error {
+    Error::new(Reason::Corrupt, error.to_string())
+}

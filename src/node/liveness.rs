@@ -1,0 +1,121 @@
+//! Which nodes this one is in contact with, and what that says about a group's quorum.
+//!
+//! Every node pings every other; any frame counts as contact. What follows from silence is only ever a choice of
+//! words and of patience (`NO_QUORUM` now, or wait for an election): safety rests on Raft alone.
+
+use crate::{
+    error::{Error, Outcome, Reason},
+    key::{NodeId, PartitionId, Replica},
+    transport::{
+        Kind,
+        endpoint::{Endpoint, Reply, Service},
+    },
+};
+use bytes::Bytes;
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// How often a node pings the others.
+pub(super) const PING_EVERY: Duration = Duration::from_millis(250);
+/// A node not heard from for this long is out of contact.
+pub const CONTACT_LOST_AFTER: Duration = Duration::from_millis(1_000);
+
+/// What this node knows of the others.
+#[derive(Clone)]
+pub struct Liveness {
+    endpoint: Arc<Endpoint>,
+    started: Instant,
+}
+
+impl Liveness {
+    /// Watches through `endpoint`.
+    #[must_use]
+    pub fn new(endpoint: Arc<Endpoint>) -> Self {
+        Self { endpoint, started: Instant::now() }
+    }
+
+    /// Time since this node last heard from `node`; zero for itself, `None` if never.
+    #[must_use]
+    pub fn contact(&self, node: NodeId) -> Option<Duration> {
+        if node == self.endpoint.me() { Some(Duration::ZERO) } else { self.endpoint.last_contact(node) }
+    }
+
+    /// Time since `node` was last heard from, counting from this process's start if never.
+    #[must_use]
+    pub fn silence(&self, node: NodeId) -> Duration {
+        self.contact(node).unwrap_or_else(|| self.started.elapsed())
+    }
+
+    /// Whether `node` was heard from lately.
+    #[must_use]
+    pub fn is_alive(&self, node: NodeId) -> bool {
+        self.contact(node).is_some_and(|silence| silence < CONTACT_LOST_AFTER)
+    }
+
+    /// Whether too few of `members` have been in contact for a quorum, for as long as it takes to be sure.
+    #[must_use]
+    pub fn quorum_lost(&self, members: &[Replica]) -> bool {
+        let alive = members.iter().filter(|member| self.silence(member.node) < CONTACT_LOST_AFTER).count();
+        alive < members.len() / 2 + 1
+    }
+
+    /// Pings `nodes` once.
+    pub fn ping(&self, nodes: impl IntoIterator<Item = NodeId>) {
+        for node in nodes {
+            if node != self.endpoint.me() {
+                // A dropped ping is what the other side is to notice.
+                let _dropped = self.endpoint.cast(node, Kind::Ping, Bytes::new());
+            }
+        }
+    }
+
+    /// Why a partition cannot serve at the moment: `NO_QUORUM` with its members and their last contact, or
+    /// `LEADER_UNKNOWN` while an election can still succeed.
+    #[must_use]
+    pub fn no_leader(&self, partition: PartitionId, members: &[Replica], outcome: Option<Outcome>) -> Error {
+        let contacts: Vec<String> = members
+            .iter()
+            .map(|member| match self.contact(member.node) {
+                Some(silence) if silence.is_zero() => format!("{} (this node)", member.node),
+                Some(silence) => format!("{} heard {} ms ago", member.node, silence.as_millis()),
+                None => format!("{} never heard", member.node),
+            })
+            .collect();
+        let lost = self.quorum_lost(members);
+        let need = members.len() / 2 + 1;
+        let mut error = if lost {
+            Error::new(
+                Reason::NoQuorum,
+                format!(
+                    "partition {partition} needs {need} of its {} members and has too few in contact: {}; restart the \
+                     missing nodes; EVENTUAL reads are still answered",
+                    members.len(),
+                    contacts.join(", ")
+                ),
+            )
+            .retry_after(500)
+        } else {
+            Error::new(
+                Reason::LeaderUnknown,
+                format!("partition {partition} has no leader at the moment; an election is under way"),
+            )
+            .retry_after(100)
+        };
+        error = error.with("partition", partition.0).with("members", contacts.join(", "));
+        error.outcome = outcome;
+        error
+    }
+}
+
+/// Takes pings: that they arrived is all there is to them.
+pub(super) struct PingService;
+
+impl Service for PingService {
+    fn handle(&self, _from: NodeId, _body: Bytes, _reply: Reply) {}
+}
+
+impl std::fmt::Debug for Liveness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Liveness").field("me", &self.endpoint.me()).finish_non_exhaustive()
+    }
+}

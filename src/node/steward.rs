@@ -1,0 +1,247 @@
+//! What a node does for the groups that it leads: it tells everybody that it leads them, brings their members to what
+//! the map asks for, and reports to the placement driver what they have become.
+
+use super::{Node, liveness};
+use crate::{
+    error::Hint,
+    key::{DRIVER, NodeId, PartitionId, Replica},
+    placement::{Command, Map},
+    raft::{Group, Machine, Role, Status},
+    telemetry,
+    transport::{
+        Kind,
+        endpoint::{Reply, Service},
+    },
+};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use std::{
+    collections::BTreeSet,
+    sync::Weak,
+    time::Duration,
+};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+/// A group at odds with the map is looked at again after this long.
+const STEWARD_EVERY: Duration = Duration::from_millis(500);
+/// Patience with one change of members.
+const MEMBERS_DEADLINE: Duration = Duration::from_secs(30);
+/// Patience with one report.
+const REPORT_DEADLINE: Duration = Duration::from_secs(3);
+/// Groups whose members are changed at the same time by one node.
+const CHANGES_AT_ONCE: usize = 4;
+/// Every so many pings a node also repeats which partitions it leads, in case a notice was lost.
+const NOTICE_EVERY_PINGS: u64 = 20;
+/// Partitions named in one notice.
+const NOTICE_MAX: usize = 4096;
+
+/// Takes "I lead these partitions".
+pub(super) struct LeaderService(pub(super) Weak<Node>);
+
+impl Service for LeaderService {
+    fn handle(&self, from: NodeId, mut body: Bytes, _reply: Reply) {
+        let Some(node) = self.0.upgrade() else { return };
+        while let (Ok(partition), Ok(term)) = (body.try_get_u64(), body.try_get_u64()) {
+            node.learn_leader(PartitionId(partition), from, term);
+        }
+    }
+}
+
+/// Follows the leadership of one group for as long as it runs.
+pub(super) async fn watch_leadership<M: Machine>(node: Weak<Node>, group: Group<M>) {
+    let id = group.id();
+    let mut leadership = group.watch_leadership();
+    loop {
+        let now = *leadership.borrow_and_update();
+        let Some(this) = node.upgrade() else { return };
+        if let Some(leader) = now.leader {
+            this.learn_leader(id, leader.node, now.term);
+            if leader == group.replica() {
+                metrics::counter!(telemetry::RAFT_LEADER_CHANGES_TOTAL).increment(1);
+                this.announce(&[(id, now.term)], None);
+                this.stewarding.notify_one();
+            }
+        }
+        drop(this);
+        if leadership.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Pings the others, and greets those that come back with what this node leads.
+pub(super) async fn ping(node: Weak<Node>) {
+    let mut alive = BTreeSet::new();
+    let mut ticks = interval(liveness::PING_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut count: u64 = 0;
+    loop {
+        ticks.tick().await;
+        let Some(this) = node.upgrade() else { return };
+        let others: Vec<_> = this.routing.map().nodes().keys().copied().filter(|id| *id != this.id()).collect();
+        this.liveness.ping(others.iter().copied());
+        let now: BTreeSet<_> = others.into_iter().filter(|id| this.liveness.is_alive(*id)).collect();
+        count += 1;
+        let repeat = count.is_multiple_of(NOTICE_EVERY_PINGS);
+        let greeted: Vec<_> =
+            if repeat { now.iter().copied().collect() } else { now.difference(&alive).copied().collect() };
+        if !greeted.is_empty() {
+            let led = this.led();
+            for to in greeted {
+                this.announce(&led, Some(to));
+            }
+        }
+        alive = now;
+        this.gauge();
+    }
+}
+
+/// Brings led groups to their targets and reports them.
+pub(super) async fn run(node: Weak<Node>) {
+    loop {
+        let Some(this) = node.upgrade() else { return };
+        let odds = this.at_odds();
+        let idle = odds.is_empty();
+        let jobs = odds.into_iter().map(|id| this.settle(id));
+        futures_util::StreamExt::collect::<Vec<()>>(futures_util::StreamExt::buffer_unordered(
+            futures_util::stream::iter(jobs),
+            CHANGES_AT_ONCE,
+        ))
+        .await;
+        let notified = this.stewarding.notified();
+        if idle {
+            notified.await;
+        } else {
+            let _either = timeout(STEWARD_EVERY, notified).await;
+        }
+    }
+}
+
+/// What a led group has to do.
+enum Odds {
+    /// Its members are not yet what the map asks for.
+    Members(Vec<Replica>),
+    /// Its members are not what the map says they are.
+    Report(u64, Vec<Replica>),
+}
+
+impl Node {
+    /// Partitions led here, with their terms.
+    fn led(&self) -> Vec<(PartitionId, u64)> {
+        let mut led: Vec<_> = self
+            .partitions()
+            .iter()
+            .filter(|partition| partition.group().is_leader())
+            .map(|partition| (partition.id, partition.group().leadership().term))
+            .collect();
+        if let Some(driver) = self.driver_group().filter(Group::is_leader) {
+            led.push((DRIVER, driver.leadership().term));
+        }
+        led
+    }
+
+    /// Takes news of a leader.
+    fn learn_leader(&self, partition: PartitionId, node: NodeId, term: u64) {
+        self.routing.learn(&Hint { partition, leader: Some(node), term, map_version: 0 });
+    }
+
+    /// Tells one node, or every node, that this one leads these partitions.
+    fn announce(&self, led: &[(PartitionId, u64)], to: Option<NodeId>) {
+        let to: Vec<NodeId> = match to {
+            Some(to) => vec![to],
+            None => self.routing.map().nodes().keys().copied().filter(|id| *id != self.id()).collect(),
+        };
+        for notices in led.chunks(NOTICE_MAX) {
+            let mut body = BytesMut::with_capacity(notices.len() * 16);
+            for (partition, term) in notices {
+                body.put_u64(partition.0);
+                body.put_u64(*term);
+            }
+            let body = body.freeze();
+            for node in &to {
+                // A lost notice is repeated with a later ping, and a wrong guess is answered with a hint.
+                let _lost = self.endpoint.cast(*node, Kind::Leader, body.clone());
+            }
+        }
+    }
+
+    /// Led groups that differ from the map.
+    fn at_odds(&self) -> Vec<PartitionId> {
+        let map = self.routing.map();
+        let mut ids: Vec<_> = self.partitions().iter().map(|partition| partition.id).collect();
+        ids.push(DRIVER);
+        ids.retain(|id| self.odds(&map, *id).is_some());
+        ids
+    }
+
+    fn odds(&self, map: &Map, id: PartitionId) -> Option<Odds> {
+        let status = self.status_of(id)?;
+        let partition = map.partition(id)?;
+        if status.role != Role::Leader {
+            return None;
+        }
+        let set = |replicas: &[Replica]| replicas.iter().copied().collect::<BTreeSet<_>>();
+        let (actual, known) = (set(&status.voters), set(&partition.members));
+        if status.joint || !status.learners.is_empty() || actual != set(&partition.target) {
+            return Some(Odds::Members(partition.target.clone()));
+        }
+        let unreported = actual != known || partition.phase == crate::placement::Phase::Creating;
+        (unreported && status.members_committed).then(|| Odds::Report(status.members_at, status.voters.clone()))
+    }
+
+    fn status_of(&self, id: PartitionId) -> Option<Status> {
+        if id == DRIVER {
+            return self.driver_group().map(|group| group.status());
+        }
+        self.partition(id).map(|partition| partition.group().status())
+    }
+
+    /// Does the next thing for one led group.
+    async fn settle(&self, id: PartitionId) {
+        match self.odds(&self.routing.map(), id) {
+            None => {}
+            Some(Odds::Members(target)) => {
+                tracing::info!(partition = %id, ?target, "changing members");
+                let deadline = Instant::now() + MEMBERS_DEADLINE;
+                let done = if id == DRIVER {
+                    let Some(group) = self.driver_group() else { return };
+                    group.set_members(&target, deadline).await
+                } else {
+                    let Some(partition) = self.partition(id) else { return };
+                    partition.group().set_members(&target, deadline).await
+                };
+                match done {
+                    Ok(()) => self.stewarding.notify_one(),
+                    Err(error) => tracing::info!(partition = %id, %error, "members are not changed yet"),
+                }
+            }
+            Some(Odds::Report(members_epoch, members)) => {
+                let report = Command::Report { partition: id, members_epoch, members };
+                if let Err(error) = self.drive(&report, Instant::now() + REPORT_DEADLINE).await {
+                    tracing::info!(partition = %id, %error, "members are not reported yet");
+                }
+            }
+        }
+    }
+
+    /// Publishes what this node holds.
+    fn gauge(&self) {
+        let (mut leaders, mut others, mut bytes, mut rows) = (0_u32, 0_u32, 0, 0);
+        for partition in self.partitions() {
+            if partition.group().is_leader() {
+                leaders += 1;
+            } else {
+                others += 1;
+            }
+            let (more_bytes, more_rows) = partition.group().read(|m, _| (m.store().bytes(), m.store().rows()));
+            bytes += more_bytes;
+            rows += more_rows;
+        }
+        metrics::gauge!(telemetry::RAFT_GROUPS, "state" => "leader").set(leaders);
+        metrics::gauge!(telemetry::RAFT_GROUPS, "state" => "follower").set(others);
+        metrics::gauge!(telemetry::MEM_BYTES, "kind" => "rows").set(bytes as f64);
+        metrics::gauge!(telemetry::ROWS).set(rows as f64);
+        let health = self.health();
+        metrics::gauge!(telemetry::PARTITIONS_LEADERLESS).set(health.leaderless.len() as f64);
+        metrics::gauge!(telemetry::PARTITIONS_UNDERREPLICATED).set(health.underreplicated.len() as f64);
+    }
+}

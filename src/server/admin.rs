@@ -1,0 +1,210 @@
+//! The `Admin` service: forming the cluster, its state, and keyspaces.
+
+use super::{
+    Core,
+    topology::{keyspace_to_pb, node_to_pb, partition_to_pb, visible},
+};
+use crate::{
+    error::{Error, Reason},
+    key::{DRIVER, KeyKind, Layout, NodeId},
+    node::Node,
+    placement::{Command, CreateKeyspace, Cuts, Reply},
+    proto::{status_of, v1},
+};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::{Instant, timeout};
+use tonic::{Request, Response, Status};
+use v1::admin_server::Admin;
+
+/// Patience with the placement driver.
+const DRIVER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long an answer waits for the change to reach this node's own map.
+const MAP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct AdminService(pub(crate) Arc<Core>);
+
+impl AdminService {
+    fn node(&self) -> Result<Arc<Node>, Error> {
+        Ok(Arc::clone(&self.0.running()?.executor.node))
+    }
+
+    async fn create(&self, request: v1::CreateKeyspaceRequest) -> Result<v1::CreateKeyspaceReply, Error> {
+        let node = self.node()?;
+        let create = create_of(request, &node)?;
+        let command = Command::CreateKeyspace(create);
+        match node.drive(&command, Instant::now() + DRIVER_DEADLINE).await? {
+            Reply::KeyspaceCreated { keyspace, created, warnings, .. } => {
+                // The caller's next request may come to this node: let it know the keyspace, and its leaders.
+                let known = async {
+                    let mut changed = node.routing().changes();
+                    while !is_led(&node, &keyspace.name) && changed.changed().await.is_ok() {}
+                };
+                let _late = timeout(MAP_DEADLINE, known).await;
+                let map = node.routing().map();
+                let keyspace = keyspace_to_pb(&keyspace, &map);
+                Ok(v1::CreateKeyspaceReply { keyspace: Some(keyspace), created, warnings })
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn drop(&self, name: String) -> Result<v1::DropKeyspaceReply, Error> {
+        let node = self.node()?;
+        let command = Command::DropKeyspace { name: name.clone() };
+        match node.drive(&command, Instant::now() + DRIVER_DEADLINE).await? {
+            Reply::KeyspaceDropped { dropped } => {
+                let gone = async {
+                    let mut changed = node.routing().changes();
+                    while node.routing().map().keyspace_by_name(&name).is_some() && changed.changed().await.is_ok() {}
+                };
+                let _late = timeout(MAP_DEADLINE, gone).await;
+                Ok(v1::DropKeyspaceReply { dropped })
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// Whether every partition of a keyspace has a known leader.
+fn is_led(node: &Node, name: &str) -> bool {
+    let map = node.routing().map();
+    map.keyspace_by_name(name).is_some_and(|keyspace| {
+        map.partitions_of(keyspace.id).all(|partition| node.routing().leader(partition.id).is_some())
+    })
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    Error::new(Reason::Internal, format!("the placement driver answered {reply:?}"))
+}
+
+fn create_of(request: v1::CreateKeyspaceRequest, node: &Node) -> Result<CreateKeyspace, Error> {
+    let kind = match v1::KeyKind::try_from(request.keys) {
+        Ok(v1::KeyKind::Unspecified | v1::KeyKind::Bytes) if request.max != 0 => {
+            return Err(Error::field("max", "is for integer keys only"));
+        }
+        Ok(v1::KeyKind::Unspecified | v1::KeyKind::Bytes) => KeyKind::Bytes,
+        Ok(v1::KeyKind::Integer) => KeyKind::Integer { max: if request.max == 0 { u64::MAX } else { request.max } },
+        Err(_) => return Err(Error::field("keys", format!("{} is no kind that this server knows", request.keys))),
+    };
+    let layout = match v1::Layout::try_from(request.layout) {
+        Ok(v1::Layout::Unspecified | v1::Layout::Ordered) => Layout::Ordered,
+        Ok(v1::Layout::Hashed) => Layout::Hashed,
+        Err(_) => {
+            return Err(Error::field("layout", format!("{} is no layout that this server knows", request.layout)));
+        }
+    };
+    if request.partitions > 1 && !request.split_at.is_empty() {
+        return Err(Error::field("partitions", "give a number of partitions or the keys to split at, not both"));
+    }
+    let cuts = if request.split_at.is_empty() { Cuts::Even(request.partitions) } else { Cuts::At(request.split_at) };
+    let map = node.routing().map();
+    let avoid = map.nodes().keys().copied().filter(|id| !node.liveness().is_alive(*id)).collect();
+    Ok(CreateKeyspace { name: request.name, kind, layout, replicas: request.replicas, cuts, avoid })
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn init(&self, request: Request<v1::InitRequest>) -> Result<Response<v1::InitReply>, Status> {
+        let reply = self.0.init(request.into_inner().replicas).await;
+        reply.map(Response::new).map_err(|error| status_of(&error))
+    }
+
+    async fn cluster_status(
+        &self,
+        _request: Request<v1::ClusterStatusRequest>,
+    ) -> Result<Response<v1::ClusterStatusReply>, Status> {
+        let Ok(node) = self.node() else {
+            return Ok(Response::new(v1::ClusterStatusReply {
+                problems: vec!["the cluster has not been formed yet; run `meridian init`".to_owned()],
+                ..v1::ClusterStatusReply::default()
+            }));
+        };
+        let map = node.routing().map();
+        let health = node.health();
+        let replica = |replica: &crate::key::Replica| v1::Replica { replica: replica.id.0, node: replica.node.0 };
+        Ok(Response::new(v1::ClusterStatusReply {
+            cluster_id: map.cluster_id().to_owned(),
+            node: node.id().0,
+            driver_leader: node.routing().leader(DRIVER).map_or(0, |leader| leader.node.0),
+            driver_members: node.driver_members().iter().map(replica).collect(),
+            map_version: map.version(),
+            nodes: map.nodes().values().map(|other| node_to_pb(other, &node)).collect(),
+            partitions: map.partitions().keys().filter(|id| **id != DRIVER).count() as u64,
+            partitions_leaderless: health.leaderless.iter().map(|id| id.0).collect(),
+            partitions_underreplicated: health.underreplicated.iter().map(|id| id.0).collect(),
+            healthy: health.is_good(),
+            problems: health.problems(),
+        }))
+    }
+
+    async fn list_nodes(
+        &self,
+        _request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesReply>, Status> {
+        let node = self.node().map_err(|error| status_of(&error))?;
+        let map = node.routing().map();
+        let (mut replicas, mut leaders) = (BTreeMap::<NodeId, u64>::new(), BTreeMap::<NodeId, u64>::new());
+        for partition in map.partitions().values().filter(|partition| partition.id != DRIVER) {
+            for member in &partition.members {
+                *replicas.entry(member.node).or_default() += 1;
+            }
+            if let Some(leader) = node.routing().leader(partition.id) {
+                *leaders.entry(leader.node).or_default() += 1;
+            }
+        }
+        let status = |other: &crate::placement::Node| v1::NodeStatus {
+            node: Some(node_to_pb(other, &node)),
+            replicas: replicas.get(&other.id).copied().unwrap_or(0),
+            leaders: leaders.get(&other.id).copied().unwrap_or(0),
+        };
+        Ok(Response::new(v1::ListNodesReply { nodes: map.nodes().values().map(status).collect() }))
+    }
+
+    async fn create_keyspace(
+        &self,
+        request: Request<v1::CreateKeyspaceRequest>,
+    ) -> Result<Response<v1::CreateKeyspaceReply>, Status> {
+        self.create(request.into_inner()).await.map(Response::new).map_err(|error| status_of(&error))
+    }
+
+    async fn list_keyspaces(
+        &self,
+        _request: Request<v1::ListKeyspacesRequest>,
+    ) -> Result<Response<v1::ListKeyspacesReply>, Status> {
+        let node = self.node().map_err(|error| status_of(&error))?;
+        let map = node.routing().map();
+        let mut keyspaces: Vec<_> = map
+            .keyspaces()
+            .values()
+            .filter(|keyspace| !keyspace.is_internal())
+            .map(|keyspace| keyspace_to_pb(keyspace, &map))
+            .collect();
+        keyspaces.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Response::new(v1::ListKeyspacesReply { keyspaces }))
+    }
+
+    async fn get_keyspace(
+        &self,
+        request: Request<v1::GetKeyspaceRequest>,
+    ) -> Result<Response<v1::GetKeyspaceReply>, Status> {
+        let node = self.node().map_err(|error| status_of(&error))?;
+        let map = node.routing().map();
+        let keyspace = visible(&map, &request.into_inner().name).map_err(|error| status_of(&error))?;
+        let partitions = map.partitions_of(keyspace.id).map(|partition| partition_to_pb(partition, node.routing()));
+        Ok(Response::new(v1::GetKeyspaceReply {
+            keyspace: Some(keyspace_to_pb(keyspace, &map)),
+            partitions: partitions.collect(),
+            failures_tolerated_strong: (keyspace.replicas - 1) / 2,
+            failures_tolerated_eventual: keyspace.replicas - 1,
+        }))
+    }
+
+    async fn drop_keyspace(
+        &self,
+        request: Request<v1::DropKeyspaceRequest>,
+    ) -> Result<Response<v1::DropKeyspaceReply>, Status> {
+        self.drop(request.into_inner().name).await.map(Response::new).map_err(|error| status_of(&error))
+    }
+}

@@ -1,0 +1,62 @@
+//! The internal service: joining, and the streams of frames between nodes.
+
+use super::Core;
+use crate::{
+    error::{Error, Reason},
+    placement::{Command, RegisterNode, Reply},
+    proto::{internal as pb, status_of},
+    transport::PROTOCOL_VERSION,
+};
+use pb::internode_server::Internode;
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Patience with the placement driver when a process joins.
+const JOIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct InternodeService(pub(crate) Arc<Core>);
+
+impl InternodeService {
+    async fn admit(&self, request: pb::JoinRequest) -> Result<pb::JoinReply, Error> {
+        if request.protocol_version != PROTOCOL_VERSION {
+            let message = format!(
+                "the caller speaks wire version {}, this node {PROTOCOL_VERSION}; run the same release on every node",
+                request.protocol_version
+            );
+            return Err(Error::new(Reason::VersionMismatch, message));
+        }
+        let running = self.0.running()?;
+        let node = &running.executor.node;
+        let register = RegisterNode {
+            cluster_id: request.cluster_id,
+            uuid: request.uuid,
+            address: request.address,
+            zone: request.zone,
+            weight_milli: (request.weight * 1_000.0).round() as u32,
+            previous: (request.node != 0).then_some(crate::key::NodeId(request.node)),
+            ephemeral: request.ephemeral,
+        };
+        match node.drive(&Command::RegisterNode(register), Instant::now() + JOIN_DEADLINE).await? {
+            Reply::Registered { node: id, .. } => {
+                let map = node.routing().map();
+                Ok(pb::JoinReply { cluster_id: map.cluster_id().to_owned(), node: id.0, map: map.encode() })
+            }
+            other => Err(Error::new(Reason::Internal, format!("the placement driver answered {other:?}"))),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Internode for InternodeService {
+    async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinReply>, Status> {
+        self.admit(request.into_inner()).await.map(Response::new).map_err(|error| status_of(&error))
+    }
+
+    async fn frames(&self, request: Request<Streaming<pb::FrameBatch>>) -> Result<Response<pb::FramesEnd>, Status> {
+        let running = self.0.running().map_err(|error| status_of(&error))?;
+        running.frames.serve(request.into_inner()).await.map(Response::new)
+    }
+}

@@ -1,0 +1,215 @@
+//! The `Kv` service: unary calls, streamed scans, and the pipeline that the client library lives on.
+
+use super::{Core, exec, inside::reply_of};
+use crate::{
+    error::{Error, Reason},
+    proto::{status_of, v1},
+    telemetry,
+};
+use futures_util::{Stream, StreamExt as _};
+use std::{pin::Pin, sync::Arc, time::Duration};
+use tokio::{sync::mpsc, time::Instant};
+use tonic::{Request, Response, Status, Streaming};
+use v1::{kv_server::Kv, reply::Result as Answer, request::Op};
+
+/// Requests of one pipeline that may be under way; more wait unread, which the client's flow control feels.
+pub(crate) const PIPELINE_IN_FLIGHT_MAX: usize = 4_096;
+/// Answers sent together at most.
+const PIPELINE_REPLIES_MAX: usize = 512;
+/// Bytes of answers sent together, about.
+const PIPELINE_REPLY_BYTES_MAX: usize = 1 << 20;
+/// Longest deadline that a request may ask for.
+const DEADLINE_MAX: Duration = Duration::from_secs(3_600);
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct KvService(pub(crate) Arc<Core>);
+
+impl KvService {
+    async fn unary(&self, deadline: Instant, op: Op) -> Result<Answer, Status> {
+        let request = v1::Request { id: 0, deadline_ms: 0, route: None, op: Some(op) };
+        self.0.answer(request, deadline).await.map_err(|error| status_of(&error))
+    }
+
+    /// When an answer has to be there: the caller's `grpc-timeout`, or the server's default.
+    fn deadline<T>(&self, request: &Request<T>) -> Instant {
+        let asked = request.metadata().get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
+        Instant::now() + asked.unwrap_or(self.0.deadline_default).min(DEADLINE_MAX)
+    }
+}
+
+/// Reads a `grpc-timeout`: digits and a unit of H, M, S, m, u or n.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3_600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+fn unexpected() -> Status {
+    status_of(&Error::new(Reason::Internal, "the answer is not of the kind that was asked for"))
+}
+
+macro_rules! unary {
+    ($method:ident, $request:ty, $op:ident, $answer:ident, $reply:ty) => {
+        fn $method<'a: 'f, 'f>(
+            &'a self,
+            request: Request<$request>,
+        ) -> Pin<Box<dyn Future<Output = Result<Response<$reply>, Status>> + Send + 'f>>
+        where
+            Self: 'f,
+        {
+            Box::pin(async move {
+                let deadline = self.deadline(&request);
+                match self.unary(deadline, Op::$op(request.into_inner())).await? {
+                    Answer::$answer(reply) => Ok(Response::new(reply)),
+                    _ => Err(unexpected()),
+                }
+            })
+        }
+    };
+}
+
+impl Kv for KvService {
+    unary!(get, v1::GetRequest, Get, Get, v1::GetReply);
+    unary!(batch_get, v1::BatchGetRequest, BatchGet, BatchGet, v1::BatchGetReply);
+    unary!(put, v1::PutRequest, Put, Write, v1::WriteReply);
+    unary!(delete, v1::DeleteRequest, Delete, Write, v1::WriteReply);
+    unary!(compare_and_set, v1::CompareAndSetRequest, CompareAndSet, Write, v1::WriteReply);
+    unary!(increment, v1::IncrementRequest, Increment, Write, v1::WriteReply);
+    unary!(write, v1::BatchRequest, Write, Batch, v1::BatchReply);
+    unary!(delete_range, v1::DeleteRangeRequest, DeleteRange, DeleteRange, v1::DeleteRangeReply);
+    unary!(scan, v1::ScanRequest, Scan, Scan, v1::ScanReply);
+    unary!(count, v1::CountRequest, Count, Count, v1::CountReply);
+    unary!(open_session, v1::OpenSessionRequest, OpenSession, OpenSession, v1::OpenSessionReply);
+
+    type ScanStreamStream = Pin<Box<dyn Stream<Item = Result<v1::ScanReply, Status>> + Send>>;
+
+    fn scan_stream<'a: 'f, 'f>(
+        &'a self,
+        request: Request<v1::ScanRequest>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Self::ScanStreamStream>, Status>> + Send + 'f>>
+    where
+        Self: 'f,
+    {
+        Box::pin(async move {
+            let deadline = self.deadline(&request);
+            let running = self.0.running().map_err(|error| status_of(&error))?;
+            let patience = deadline.saturating_duration_since(Instant::now());
+            let pages = running.router.scan_pages(request.into_inner(), patience);
+            let pages = pages.map(|page| page.map_err(|error| status_of(&error)));
+            Ok(Response::new(Box::pin(pages) as Self::ScanStreamStream))
+        })
+    }
+
+    type PipelineStream = Pin<Box<dyn Stream<Item = Result<v1::PipelineReply, Status>> + Send>>;
+
+    fn pipeline<'a: 'f, 'f>(
+        &'a self,
+        request: Request<Streaming<v1::PipelineRequest>>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Self::PipelineStream>, Status>> + Send + 'f>>
+    where
+        Self: 'f,
+    {
+        Box::pin(async move {
+            let (answers, ready) = mpsc::channel(PIPELINE_IN_FLIGHT_MAX);
+            let serving = serve_pipeline(Arc::clone(&self.0), request.into_inner(), answers);
+            self.0.scope.enter(|| crate::env::spawn(serving));
+            let replies = futures_util::stream::unfold(ready, |mut ready| async move {
+                let replies = drain(&mut ready).await?;
+                Some((Ok(v1::PipelineReply { replies }), ready))
+            });
+            Ok(Response::new(Box::pin(replies) as Self::PipelineStream))
+        })
+    }
+}
+
+/// Waits for an answer, and takes with it those that are ready too. `None` when no more will come.
+async fn drain(ready: &mut mpsc::Receiver<v1::Reply>) -> Option<Vec<v1::Reply>> {
+    let mut replies = vec![ready.recv().await?];
+    let mut bytes = prost::Message::encoded_len(&replies[0]);
+    while replies.len() < PIPELINE_REPLIES_MAX && bytes < PIPELINE_REPLY_BYTES_MAX {
+        let Ok(reply) = ready.try_recv() else { break };
+        bytes += prost::Message::encoded_len(&reply);
+        replies.push(reply);
+    }
+    Some(replies)
+}
+
+/// Reads requests and has each answered on its own, a bounded number at a time.
+async fn serve_pipeline(
+    core: Arc<Core>,
+    mut requests: Streaming<v1::PipelineRequest>,
+    answers: mpsc::Sender<v1::Reply>,
+) {
+    loop {
+        let batch = match requests.message().await {
+            Ok(Some(batch)) => batch,
+            Ok(None) | Err(_) => return,
+        };
+        for request in batch.requests {
+            // A permit is room for the answer: with none left, nothing more is read.
+            let Ok(permit) = answers.clone().reserve_owned().await else { return };
+            let core = Arc::clone(&core);
+            crate::env::spawn(async move {
+                permit.send(reply(&core, request).await);
+            });
+        }
+    }
+}
+
+/// Answers one request of a pipeline or of another node.
+pub(crate) async fn reply(core: &Arc<Core>, request: v1::Request) -> v1::Reply {
+    let asked = Duration::from_millis(request.deadline_ms.into());
+    let patience = if asked.is_zero() { core.deadline_default } else { asked.min(DEADLINE_MAX) };
+    let id = request.id;
+    let answer = core.answer(request, Instant::now() + patience).await;
+    reply_of(id, answer)
+}
+
+impl Core {
+    /// Answers one request: from this node's replica if it names its partition, else by asking those concerned.
+    pub(crate) async fn answer(self: &Arc<Self>, request: v1::Request, deadline: Instant) -> Result<Answer, Error> {
+        let started = Instant::now();
+        let method = exec::method(request.op.as_ref());
+        let result = self.answer_inner(request, deadline).await;
+        let code = result.as_ref().map_or_else(|error| error.reason.as_str(), |_| "OK");
+        telemetry::observe_rpc(method, code, started.elapsed());
+        result
+    }
+
+    async fn answer_inner(self: &Arc<Self>, request: v1::Request, deadline: Instant) -> Result<Answer, Error> {
+        let running = self.running()?;
+        if request.route.is_some() {
+            return running.executor.execute(request, deadline).await;
+        }
+        if let Some(Op::OpenSession(_)) = request.op {
+            return Ok(Answer::OpenSession(running.executor.open_session()));
+        }
+        running.router.execute(request, deadline).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read_with_their_units() {
+        assert_eq!(grpc_timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(grpc_timeout("5S"), Some(Duration::from_secs(5)));
+        for bad in ["", "m", "5", "5x", "-5S", "123456789S"] {
+            assert_eq!(grpc_timeout(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Metrics and logs: every name and unit in one place.
+//!
+//! Names follow `meridian_<subsystem>_<what>_<unit>[_total]` in base units. Labels are few and bounded: never a key,
+//! a client or a partition.
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use std::{sync::OnceLock, time::Duration};
+
+/// Time from a request's arrival to its answer. Labels: `method`, `code` (a reason, or `OK`).
+pub const RPC_DURATION_SECONDS: &str = "meridian_rpc_duration_seconds";
+/// Groups on this node by `state`: leader, follower, learner.
+pub const RAFT_GROUPS: &str = "meridian_raft_groups";
+/// Leaderships won by this node.
+pub const RAFT_LEADER_CHANGES_TOTAL: &str = "meridian_raft_leader_changes_total";
+/// Time from proposing an entry to its application on the leader. Rises when disks or followers are slow.
+pub const RAFT_PROPOSE_TO_APPLY_SECONDS: &str = "meridian_raft_propose_to_apply_seconds";
+/// Client writes per proposed entry.
+pub const WRITE_BATCH_ITEMS: &str = "meridian_write_batch_items";
+/// Reads served, by `consistency` and `role`.
+pub const READ_SERVED_TOTAL: &str = "meridian_read_served_total";
+/// Staleness stated to clients by BOUNDED reads.
+pub const READ_STALENESS_SECONDS: &str = "meridian_read_staleness_seconds";
+/// Rows returned by scans.
+pub const SCAN_ROWS_RETURNED_TOTAL: &str = "meridian_scan_rows_returned_total";
+/// Requests refused because a budget was used up, by `budget`.
+pub const ADMISSION_REJECTED_TOTAL: &str = "meridian_admission_rejected_total";
+/// Retried writes answered from a session instead of being applied again.
+pub const DEDUPE_HITS_TOTAL: &str = "meridian_dedupe_hits_total";
+/// Bytes of keys and values held by this node's replicas.
+pub const MEM_BYTES: &str = "meridian_mem_bytes";
+/// Rows held by this node's replicas.
+pub const ROWS: &str = "meridian_rows";
+/// Partitions without a known leader, as this node sees them.
+pub const PARTITIONS_LEADERLESS: &str = "meridian_partitions_without_leader";
+/// Partitions with fewer members than asked for, as this node sees them.
+pub const PARTITIONS_UNDERREPLICATED: &str = "meridian_partitions_underreplicated";
+/// Constant 1; labels `version`.
+pub const BUILD_INFO: &str = "meridian_build_info";
+
+/// Buckets of every `_seconds` histogram.
+const SECONDS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+/// Buckets of every `_items` histogram.
+const ITEMS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Starts collecting metrics in this process; asked again it does nothing. Returns what renders them.
+pub fn install_metrics() -> &'static PrometheusHandle {
+    HANDLE.get_or_init(|| {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
+            .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_items".to_owned()), ITEMS))
+            .expect("the bucket lists are not empty")
+            .build_recorder();
+        let handle = recorder.handle();
+        // Another recorder can be there only if the library runs inside a program with its own: then that one counts.
+        if metrics::set_global_recorder(recorder).is_err() {
+            tracing::warn!("another metrics recorder is installed in this process; /metrics stays empty");
+        }
+        describe();
+        gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        handle
+    })
+}
+
+fn describe() {
+    describe_histogram!(RPC_DURATION_SECONDS, "Time from a request's arrival to its answer.");
+    describe_gauge!(RAFT_GROUPS, "Groups on this node by state.");
+    describe_counter!(RAFT_LEADER_CHANGES_TOTAL, "Leaderships won by this node.");
+    describe_histogram!(RAFT_PROPOSE_TO_APPLY_SECONDS, "Time from proposing an entry to its application.");
+    describe_histogram!(WRITE_BATCH_ITEMS, "Client writes per proposed entry.");
+    describe_counter!(READ_SERVED_TOTAL, "Reads served, by consistency and role.");
+    describe_histogram!(READ_STALENESS_SECONDS, "Staleness stated to clients by BOUNDED reads.");
+    describe_counter!(SCAN_ROWS_RETURNED_TOTAL, "Rows returned by scans.");
+    describe_counter!(ADMISSION_REJECTED_TOTAL, "Requests refused because a budget was used up.");
+    describe_counter!(DEDUPE_HITS_TOTAL, "Retried writes answered from a session.");
+    describe_gauge!(MEM_BYTES, "Bytes of keys and values held by this node's replicas.");
+    describe_gauge!(ROWS, "Rows held by this node's replicas.");
+    describe_gauge!(PARTITIONS_LEADERLESS, "Partitions without a known leader.");
+    describe_gauge!(PARTITIONS_UNDERREPLICATED, "Partitions with fewer members than asked for.");
+    describe_gauge!(BUILD_INFO, "Constant 1, labelled with the version.");
+}
+
+/// Records one answered request.
+pub fn observe_rpc(method: &'static str, code: &'static str, elapsed: Duration) {
+    histogram!(RPC_DURATION_SECONDS, "method" => method, "code" => code).record(elapsed.as_secs_f64());
+}
+
+/// Records one served read.
+pub fn observe_read(consistency: &'static str, role: &'static str) {
+    counter!(READ_SERVED_TOTAL, "consistency" => consistency, "role" => role).increment(1);
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Starts writing logs to stderr; asked again it does nothing. `filter` is in the syntax of `RUST_LOG`.
+pub fn install_logs(filter: &str, format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "warn".into());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A second call finds a subscriber already set: the first one stays.
+    let _already_set = match format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_render_with_their_names_and_units() {
+        let handle = install_metrics();
+        observe_rpc("Get", "OK", Duration::from_micros(300));
+        observe_read("linearizable", "leader");
+        let text = handle.render();
+        assert!(
+            text.contains("meridian_rpc_duration_seconds_bucket{method=\"Get\",code=\"OK\",le=\"0.0005\"} 1"),
+            "{text}"
+        );
+        assert!(text.contains("meridian_read_served_total"), "{text}");
+        assert!(text.contains("meridian_build_info"), "{text}");
+    }
+}
