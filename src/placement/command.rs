@@ -35,7 +35,7 @@ pub enum Command {
         /// Its name.
         name: String,
     },
-    /// A group's true members, told by its leader.
+    /// A group's true members, told by its leader once they are committed; not while two sets of them are joint.
     Report {
         /// The group.
         partition: PartitionId,

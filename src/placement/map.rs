@@ -468,7 +468,7 @@ impl Map {
     pub(super) fn remove_partition(&mut self, id: PartitionId) {
         let Some(old) = self.partitions.remove(&id) else { return };
         let Some(starts) = self.by_start.get_mut(&old.keyspace) else { return };
-        // Another partition may have taken over this start in the same change.
+        // In a map from elsewhere, another partition may claim the same start; `check` tells.
         if starts.get(&old.span.start) == Some(&id) {
             starts.remove(&old.span.start);
         }

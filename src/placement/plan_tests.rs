@@ -219,6 +219,7 @@ fn a_target_that_would_cost_live_members_is_no_decision() {
     assert!(decided(&[1, 2, 4], &one_dead), "the dead one is replaced");
     assert!(!decided(&[1, 2, 3, 5], &one_dead), "four, of which two live");
     assert!(!decided(&[1, 3], &one_dead));
+    assert!(!decided(&[1, 2, 5], &liveness([1, 2, 3], &[5])), "three live ones, and then two");
     assert!(!decided(&[1, 4, 5], &liveness([1, 4, 5], &[2, 3])), "there is no quorum to decide it");
 }
 
