@@ -258,9 +258,9 @@ async fn a_later_stream_ends_those_before_it() {
     new.send(batch("2 new")).await.unwrap();
     arrived(2).await;
     old.send(batch("old")).await.unwrap();
-    old_served.await.unwrap().expect("ends");
+    tokio::time::timeout(SOON, old_served).await.expect("in time").unwrap().expect("ends");
     let (_late, late_served) = open(7, 1);
-    late_served.await.unwrap().expect_err("refused");
+    tokio::time::timeout(SOON, late_served).await.expect("in time").unwrap().expect_err("refused");
     new.send(batch("3 new")).await.unwrap();
     arrived(3).await;
     let (restarted, _served) = open(8, 1);
