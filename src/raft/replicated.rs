@@ -99,7 +99,7 @@ impl RaftStateMachine<Types> for Replicated {
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Taker> {
-        let meta = SnapshotMeta { last_log_id: Some(self.applied?), last_membership: self.membership.clone() };
+        let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
         Taker::begin(&self.cell, &self.vault, meta)
     }
 

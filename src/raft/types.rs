@@ -37,6 +37,7 @@ impl fmt::Debug for Cmd {
 }
 
 /// A machine's reply, of a type that only [`super::Group`] knows; none for entries that are not commands.
+#[derive(Debug)]
 pub(super) struct Answer(pub Option<Box<dyn Any + Send + Sync>>);
 
 /// The instantiation.
