@@ -210,7 +210,7 @@ impl Running {
             let membership = server.membership_config.membership();
             let leader = server.current_leader.and_then(|id| {
                 // A leader that is only now being added, or removed, is known by itself at least.
-                let node = membership.get_node(&id).copied().or((id == self.me.id.0).then_some(self.me.node));
+                let node = membership.get_node(&id).copied().or_else(|| (id == self.me.id.0).then_some(self.me.node));
                 node.map(|node: NodeId| Replica { id: ReplicaId(id), node })
             });
             let leader = leader.filter(|_| server.state != ServerState::Shutdown);

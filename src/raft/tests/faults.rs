@@ -146,3 +146,33 @@ async fn a_machine_that_panics_stops_its_replica_and_tells_the_writer() {
     group.shutdown().await;
     assert_eq!(group.replica(), replica(1));
 }
+
+/// What a client sees of a rough minute: when each write was acknowledged, and where it stands.
+fn rough_history(seed: u64) -> Vec<(Duration, u64)> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let began = Instant::now();
+        let config = RaftConfig { snapshot_bytes: 5_000, log_keep_bytes: 1_000, ..RaftConfig::default() };
+        let mut world = World::with_group_seeded(3, seed, config).await;
+        world.network.shape_all(Shape { delay_max: Duration::from_millis(30), loss: 0.05, ..Shape::default() });
+        let mut history = Vec::new();
+        for n in 0..100u64 {
+            history.push((began.elapsed(), world.write(&format!("k{}", n % 7), n).await));
+            if n % 25 == 10 {
+                let victim = world.leader().await;
+                world.crash(victim).await;
+                world.leader().await;
+                world.restart(victim).await;
+            }
+        }
+        history
+    })
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    let first = rough_history(1);
+    assert_eq!(first, rough_history(1));
+    assert_ne!(first, rough_history(2));
+}

@@ -74,7 +74,8 @@ struct Builder {
 impl Builder {
     /// A neighbour that writes to the same engine between the steps of the suite.
     async fn disturb(&self, group: u64) {
-        let mut log = Log::open(Arc::clone(&self.engine), PartitionId(group), ReplicaId(2), &Recovered::default()).unwrap();
+        let mut log =
+            Log::open(Arc::clone(&self.engine), PartitionId(group), ReplicaId(2), &Recovered::default()).unwrap();
         let entries = (1..=20).map(|index| Entry { log_id: log_id(9, 2, index), payload: Payload::Blank });
         log.blocking_append(entries).await.unwrap();
         log.truncate_after(Some(log_id(9, 2, 15))).await.unwrap();

@@ -108,6 +108,7 @@ pub(super) struct Life {
 
 pub(super) struct World {
     pub(super) network: MemoryNetwork,
+    seed: u64,
     pub(super) nodes: BTreeMap<u64, Node>,
     pub(super) groups: BTreeMap<u64, Group<Pairs>>,
     pub(super) config: RaftConfig,
@@ -137,12 +138,17 @@ pub(super) async fn eventually(what: &str, mut ready: impl FnMut() -> bool) {
 
 impl World {
     pub(super) fn new(seed: u64, config: RaftConfig) -> Self {
-        Self { network: MemoryNetwork::new(seed), nodes: BTreeMap::new(), groups: BTreeMap::new(), config }
+        Self { network: MemoryNetwork::new(seed), seed, nodes: BTreeMap::new(), groups: BTreeMap::new(), config }
     }
 
     /// A world whose nodes `1..=n` carry one group, led.
     pub(super) async fn with_group(n: u64, config: RaftConfig) -> Self {
-        let mut world = Self::new(n, config);
+        Self::with_group_seeded(n, 0, config).await
+    }
+
+    /// The same, with other randomness.
+    pub(super) async fn with_group_seeded(n: u64, seed: u64, config: RaftConfig) -> Self {
+        let mut world = Self::new(seed, config);
         for node in 1..=n {
             world.start(node);
             world.open(replica(node)).await;
@@ -162,17 +168,23 @@ impl World {
             life: None,
         });
         node.lives += 1;
-        let scope = Scope::seeded(n * 1000 + node.lives);
+        let scope = Scope::seeded(self.seed * 1_000_000 + n * 1000 + node.lives);
         let life = scope.enter(|| {
             let endpoint = Endpoint::new(NodeId(n), self.network.port(NodeId(n)));
             let clock = Arc::new(VirtualClock(Instant::now()));
             let disk = Arc::clone(&node.disk);
             crate::env::spawn(async move {
-                let time = SyncTime { min: Duration::ZERO, max: Duration::from_millis(1), slow_share: 0.0, ..Default::default() };
+                let time = SyncTime {
+                    min: Duration::ZERO,
+                    max: Duration::from_millis(1),
+                    slow_share: 0.0,
+                    ..Default::default()
+                };
                 disk.run(time).await;
             });
             let snapshots = Arc::new(node.snapshots.clone());
-            let hub = RaftHub::new(Arc::clone(&endpoint), Arc::clone(&node.disk) as _, snapshots, clock, self.config.clone());
+            let hub =
+                RaftHub::new(Arc::clone(&endpoint), Arc::clone(&node.disk) as _, snapshots, clock, self.config.clone());
             self.network.attach(NodeId(n), Arc::clone(&endpoint) as _);
             Life { scope: Arc::clone(&scope), endpoint, hub: hub.unwrap() }
         });
@@ -229,7 +241,11 @@ impl World {
     pub(super) async fn leader(&self) -> u64 {
         let deadline = within(20_000);
         loop {
-            assert!(Instant::now() < deadline, "no leader: {:?}", self.groups.values().map(Group::status).collect::<Vec<_>>());
+            assert!(
+                Instant::now() < deadline,
+                "no leader: {:?}",
+                self.groups.values().map(Group::status).collect::<Vec<_>>()
+            );
             for (n, group) in &self.groups {
                 if group.is_leader() && group.write(pair("leader", n), within(1000)).await.is_ok() {
                     return *n;
@@ -261,7 +277,8 @@ impl World {
             applied.iter().all(|at| *at >= index && *at == applied[0])
         })
         .await;
-        let states: Vec<_> = self.groups.values().map(|group| group.read(|m, _| (m.pairs.clone(), m.applied))).collect();
+        let states: Vec<_> =
+            self.groups.values().map(|group| group.read(|m, _| (m.pairs.clone(), m.applied))).collect();
         for state in &states {
             assert_eq!(*state, states[0]);
         }
