@@ -9,6 +9,7 @@
 //! * what is recovered per replica is contiguous: no hole between the purge point and the last entry.
 
 mod extent;
+pub mod fjall;
 pub mod memory;
 pub mod snapshots;
 #[cfg(test)]
