@@ -3,7 +3,12 @@
 use super::world::Pairs;
 use crate::{
     key::{PartitionId, ReplicaId},
-    log::{LogEngine, Recovered, memory::MemoryLog, snapshots::MemorySnapshots},
+    log::{
+        LogEngine, Recovered,
+        fjall::{FjallLog, FjallOptions},
+        memory::MemoryLog,
+        snapshots::MemorySnapshots,
+    },
     raft::{
         machine::{AnyCell, Cell},
         replicated::Replicated,
@@ -112,4 +117,10 @@ async fn suite(engine: Arc<dyn LogEngine>) {
 #[tokio::test]
 async fn openraft_accepts_the_log_in_memory() {
     suite(Arc::new(MemoryLog::immediate())).await;
+}
+
+#[tokio::test]
+async fn openraft_accepts_the_log_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    suite(Arc::new(FjallLog::open(dir.path(), FjallOptions::default()).unwrap())).await;
 }
