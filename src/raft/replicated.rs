@@ -65,8 +65,10 @@ impl Replicated {
             tracing::error!(applied = ?self.applied, "the machine panicked; the replica stops");
             io::Error::other("the machine panicked")
         })?;
-        self.vault.since.fetch_add(bytes, Ordering::AcqRel);
-        self.vault.grown.notify_one();
+        let since = self.vault.since.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        if since >= self.vault.mark.load(Ordering::Acquire) {
+            self.vault.grown.notify_one();
+        }
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use super::world::{GROUP, World, definite, eventually, pair, replica, within};
 use crate::{
     key::{NodeId, Replica, ReplicaId},
     raft::{BarrierError, Level, MembersError, RaftConfig, Role, WriteError},
+    transport::memory::Shape,
 };
 use std::time::Duration;
 use tokio::time::Instant;
@@ -61,6 +62,23 @@ async fn after_a_barrier_any_replica_has_every_acknowledged_write() {
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_barrier_waits_for_what_the_replica_has_not_heard_of() {
+    let world = World::with_group(3, RaftConfig::default()).await;
+    world.network.shape_all(Shape { delay_max: Duration::from_millis(20), loss: 0.15, ..Shape::default() });
+    let mut passed = 0;
+    for round in 0..60u64 {
+        world.write("x", round).await;
+        for (n, group) in world.groups.iter().filter(|(_, group)| !group.is_leader()) {
+            if group.barrier(Level::ReadIndex, within(500)).await.is_ok() {
+                passed += 1;
+                assert_eq!(world.get(*n, "x"), Some(round.to_string()), "node {n}");
+            }
+        }
+    }
+    assert!(passed > 50, "{passed}");
 }
 
 #[tokio::test(start_paused = true)]
