@@ -67,8 +67,6 @@ pub(super) struct Running {
     pub(super) stopping: AtomicBool,
     pub(super) proposed_bytes: Arc<AtomicU64>,
     snapshotting: AtomicBool,
-    /// The log is not worth a snapshot before it has grown by this much.
-    snapshot_at: AtomicU64,
     server: Arc<Server>,
     /// Ends when openraft has let go of the machine.
     released: Mutex<Option<oneshot::Receiver<()>>>,
@@ -109,6 +107,8 @@ impl Running {
         let me = Replica { id: replica, node: hub.node() };
         let log = Log::open(Arc::clone(&hub.engine), group, replica, found).map_err(OpenError::Log)?;
         let vault = Arc::new(Vault::new(group, replica, Arc::clone(&hub.snapshots)));
+        // Raised to the size of the state when it is reached.
+        vault.mark.store(hub.config.snapshot_bytes, Ordering::Release);
         let (machine, released) = Replicated::new(Arc::clone(&cell), Arc::clone(&vault));
         let network = Network {
             endpoint: Arc::clone(&hub.endpoint),
@@ -149,7 +149,6 @@ impl Running {
             me,
             raft,
             log,
-            snapshot_at: AtomicU64::new(hub.config.snapshot_bytes.max(cell.bytes())),
             cell,
             vault,
             barriers,
@@ -210,7 +209,7 @@ impl Running {
             let membership = server.membership_config.membership();
             let leader = server.current_leader.and_then(|id| {
                 // A leader that is only now being added, or removed, is known by itself at least.
-                let node = membership.get_node(&id).copied().or((id == self.me.id.0).then_some(self.me.node));
+                let node = membership.get_node(&id).copied().or_else(|| (id == self.me.id.0).then_some(self.me.node));
                 node.map(|node: NodeId| Replica { id: ReplicaId(id), node })
             });
             let leader = leader.filter(|_| server.state != ServerState::Shutdown);
@@ -231,12 +230,12 @@ impl Running {
     /// Takes a snapshot if the log has grown enough.
     fn consider_snapshot(self: &Arc<Self>) {
         let since = self.vault.since.load(Ordering::Acquire);
-        if since < self.snapshot_at.load(Ordering::Acquire) {
+        if since < self.vault.mark.load(Ordering::Acquire) {
             return;
         }
         // The state may have grown since the mark was set; taking it more often than it is rewritten gains nothing.
         let mark = self.hub.config.snapshot_bytes.max(self.cell.bytes());
-        self.snapshot_at.store(mark, Ordering::Release);
+        self.vault.mark.store(mark, Ordering::Release);
         if since < mark || self.snapshotting.swap(true, Ordering::AcqRel) {
             return;
         }

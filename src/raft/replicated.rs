@@ -65,8 +65,10 @@ impl Replicated {
             tracing::error!(applied = ?self.applied, "the machine panicked; the replica stops");
             io::Error::other("the machine panicked")
         })?;
-        self.vault.since.fetch_add(bytes, Ordering::AcqRel);
-        self.vault.grown.notify_one();
+        let since = self.vault.since.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        if since >= self.vault.mark.load(Ordering::Acquire) {
+            self.vault.grown.notify_one();
+        }
         Ok(())
     }
 }
@@ -99,7 +101,7 @@ impl RaftStateMachine<Types> for Replicated {
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Taker> {
-        let meta = SnapshotMeta { last_log_id: Some(self.applied?), last_membership: self.membership.clone() };
+        let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
         Taker::begin(&self.cell, &self.vault, meta)
     }
 

@@ -63,7 +63,9 @@ pub(super) struct Vault {
     taking: AtomicBool,
     /// Measure of the entries applied since the last snapshot was begun.
     pub since: AtomicU64,
-    /// Told when `since` has grown.
+    /// Where `since` is worth a look.
+    pub mark: AtomicU64,
+    /// Told when `since` has reached `mark`.
     pub grown: Notify,
     /// Told when a snapshot has been taken, refused or installed.
     pub settled: Notify,
@@ -80,6 +82,7 @@ impl Vault {
             closed: AtomicBool::new(false),
             taking: AtomicBool::new(false),
             since: AtomicU64::new(0),
+            mark: AtomicU64::new(u64::MAX),
             grown: Notify::new(),
             settled: Notify::new(),
         }

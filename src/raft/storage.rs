@@ -209,8 +209,8 @@ impl RaftLogReader<Types> for Log {
             }
             let item = match read.pop_front() {
                 Some(entry) if entry.log_id.index == next => Ok(entry),
-                None if next >= end => return None,
-                other => Err(io::Error::other(format!("entry {next} is not in the log, but {other:?}"))),
+                None => return None,
+                Some(other) => Err(io::Error::other(format!("entry {next} is not in the log, but {other}"))),
             };
             next = if item.is_ok() { next + 1 } else { end };
             Some((item, (log, next, read)))

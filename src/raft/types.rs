@@ -37,6 +37,7 @@ impl fmt::Debug for Cmd {
 }
 
 /// A machine's reply, of a type that only [`super::Group`] knows; none for entries that are not commands.
+#[derive(Debug)]
 pub(super) struct Answer(pub Option<Box<dyn Any + Send + Sync>>);
 
 /// The instantiation.
@@ -127,12 +128,12 @@ impl Drop for Share {
 }
 
 /// Receives the outcome of a write.
-pub(super) type Outcome = oneshot::Receiver<ClientWriteResult<Types>>;
+pub(super) type Written = oneshot::Receiver<ClientWriteResult<Types>>;
 
 impl Slot<ClientWriteResult<Types>> {
     /// A slot and where its content arrives.
     #[must_use]
-    pub(super) fn new(share: Share) -> (Self, Outcome) {
+    pub(super) fn new(share: Share) -> (Self, Written) {
         let (outcome, receiver) = oneshot::channel();
         (Self { outcome, _share: Some(share) }, receiver)
     }
@@ -142,5 +143,22 @@ impl<T: Send + 'static> Responder<Types, T> for Slot<T> {
     fn on_complete(self, result: T) {
         // The writer may have given up waiting; the outcome then concerns nobody.
         let _ = self.outcome.send(result);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_admits_what_fits_and_one_command_of_any_size() {
+        let used = Arc::new(AtomicU64::new(0));
+        let large = Share::take(&used, 1000, 10).expect("nothing else is proposed");
+        assert!(Share::take(&used, 1, 10).is_none());
+        drop(large);
+        let shares: Vec<_> = (0..10).filter_map(|_| Share::take(&used, 3, 10)).collect();
+        assert_eq!(shares.len(), 3);
+        drop(shares);
+        assert_eq!(used.load(Ordering::Relaxed), 0);
     }
 }

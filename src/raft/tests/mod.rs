@@ -1,1 +1,7 @@
-//! Groups in action.
+//! Groups in action, over the network and the log in memory, in paused time.
+
+mod faults;
+mod groups;
+mod lifecycle;
+mod suite;
+mod world;
