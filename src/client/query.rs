@@ -6,7 +6,7 @@
 use super::scan::{Coverage, Edge};
 use crate::{
     error::{Error, Reason},
-    key::{KeyKind, KeyspaceId, Layout, PartitionId, Span, Tokens, integer_key, integer_of_key, printable, successor},
+    key::{KeyKind, KeyspaceId, PartitionId, Span, Tokens, integer_key, integer_of_key, printable, successor},
     placement::Map,
     proto::v1,
 };
