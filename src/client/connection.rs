@@ -3,13 +3,11 @@
 use super::{
     Admin, Error,
     keys::{IntegerKeys, IntoBytes, IntoKey, IntoRange, KeyType, RawKeys},
-    ops::{
-        Batch, CompareAndSet, Count, Delete, DeleteRange, Expected, Get, GetMany, Increment, Put, ReadChoice, Scan,
-        SingleWrite, Write,
-    },
+    reads::{Count, Get, GetMany, ReadChoice, Scan},
     remote::Remote,
     router::Router,
     token::SessionToken,
+    writes::{Batch, CompareAndSet, Delete, DeleteRange, Expected, Increment, Put, SingleWrite, Write},
 };
 use crate::{
     env,

@@ -89,19 +89,19 @@ impl<C: Caller> Router<C> {
         page_deadline: Duration,
     ) -> impl Stream<Item = Result<v1::ScanReply, Error>> + Send + use<C> {
         enum State {
-            Begin(v1::ScanRequest),
+            Begin(Box<v1::ScanRequest>),
             Go(Box<Cursor>),
             End,
         }
         let router = self.clone();
-        stream::unfold(State::Begin(scan), move |state| {
+        stream::unfold(State::Begin(Box::new(scan)), move |state| {
             let router = router.clone();
             Box::pin(async move {
                 let deadline = Instant::now() + page_deadline;
                 let mut cursor = match state {
                     State::End => return None,
                     State::Go(cursor) => cursor,
-                    State::Begin(scan) => match router.open_scan(scan, deadline).await {
+                    State::Begin(scan) => match router.open_scan(*scan, deadline).await {
                         Ok(cursor) => Box::new(cursor),
                         Err(error) => return Some((Err(error), State::End)),
                     },

@@ -5,7 +5,7 @@
 //! use futures_util::TryStreamExt as _;
 //! use meridian::client::{Client, Consistency};
 //!
-//! let client = Client::connect(["127.0.0.1:7600"]).await?;
+//! let client = Client::connect(["127.0.0.1:7170"]).await?;
 //! let users = client.keyspace("users");
 //! users.put("anna", "1").if_absent().await?;
 //! let row = users.get("anna").consistency(Consistency::Eventual).await?;
@@ -13,7 +13,8 @@
 //! while let Some(row) = rows.try_next().await? {
 //!     println!("{:?} = {:?}", row.key, row.value);
 //! }
-//! # let _ = row; Ok(())
+//! # drop(row);
+//! # Ok(())
 //! # }
 //! ```
 //!
@@ -32,10 +33,10 @@ mod connection;
 mod error;
 mod gather;
 pub mod keys;
-pub mod ops;
 mod page;
 pub mod pipeline;
 pub mod query;
+mod reads;
 mod remote;
 pub mod router;
 pub mod routing;
@@ -46,14 +47,18 @@ mod testing;
 #[cfg(test)]
 mod tests;
 pub mod token;
+mod writes;
 
 pub use admin::Admin;
 pub use connection::{Builder, Client, DEADLINE_DEFAULT, Keyspace, Session};
 pub use error::Error;
 pub use keys::{IntegerKeys, IntoBytes, IntoKey, IntoRange, KeyType, RawKeys, Row};
-pub use ops::{BatchWritten, Consistency, Expected, Page, Written};
+pub use reads::{Consistency, Count, Get, GetMany, Page, Running, Scan};
 pub use router::{Caller, Router};
 pub use routing::Routing;
+pub use writes::{
+    Batch, BatchWritten, CompareAndSet, Delete, DeleteRange, Expected, Increment, Put, SingleWrite, Write, Written,
+};
 
 /// What is known of a failed write, and why anything failed.
 pub use crate::error::{Outcome, Reason};

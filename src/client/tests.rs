@@ -219,9 +219,26 @@ async fn a_read_degrades_only_when_asked_and_says_so() {
     let degrade = v1::ReadOptions { on_unavailable: v1::OnUnavailable::Degrade as i32, ..Default::default() };
     let reply = get_with(&router, "a", degrade.clone()).await.unwrap();
     assert!(reply.found && reply.read.unwrap().degraded);
+    // What only one member still has is found by a degraded read as well.
+    fake.world.lock().missing = [(1, "a".into()), (3, "a".into())].into();
+    for _ in 0..3 {
+        let reply = get_with(&router, "a", degrade.clone()).await.unwrap();
+        assert!(reply.found && reply.read.unwrap().degraded);
+    }
     fake.world.lock().no_quorum.clear();
     fake.world.lock().lead(0, Some(1));
     assert!(!get_with(&router, "a", degrade).await.unwrap().read.unwrap().degraded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_too_stale_is_left_for_another() {
+    let (router, fake) = ordered(&[]);
+    fake.world.lock().put("a", "1");
+    fake.world.lock().faults = vec![Fault::Refused(Reason::TooStale); 2];
+    assert!(get(&router, "a", v1::Consistency::Bounded).await.unwrap().found);
+    fake.world.lock().faults = vec![Fault::Refused(Reason::TooStale); 200];
+    let error = get(&router, "a", v1::Consistency::Bounded).await.unwrap_err();
+    assert_eq!(error.reason, Reason::TooStale);
 }
 
 #[tokio::test(start_paused = true)]
