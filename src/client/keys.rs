@@ -191,7 +191,9 @@ impl<K: KeyType> Row<K> {
 mod tests {
     use super::*;
 
-    fn raw(range: impl IntoRange<RawKeys>) -> (Option<(Bytes, bool)>, Option<(Bytes, bool)>) {
+    type End = Option<(Bytes, bool)>;
+
+    fn raw(range: impl IntoRange<RawKeys>) -> (End, End) {
         let v1::KeyRange { lower, upper } = range.into_range();
         (lower.map(|b| (b.key, b.inclusive)), upper.map(|b| (b.key, b.inclusive)))
     }
