@@ -55,6 +55,8 @@ pub(crate) struct World {
     last_version: u64,
     /// (client, sequence) → what was answered.
     remembered: BTreeMap<(Bytes, u64), reply::Result>,
+    /// The same for ranged deletes, which give each partition its own answer, copied to both sides of a split.
+    remembered_ranges: Vec<((Bytes, u64), v1::DeleteRangeRequest, v1::DeleteRangeReply)>,
     pub(crate) sessions: u64,
     /// Sessions opened up to here are forgotten.
     pub(crate) forgotten: u64,
@@ -340,15 +342,51 @@ impl World {
         }
         // As the state machine does: by session first, whatever the partition is now; a copy went along with splits.
         let slot = (session.client_id, session.sequence);
-        if let (Some(remembered), false) = (self.remembered.get(&slot), matches!(op, request::Op::DeleteRange(_))) {
+        if let request::Op::DeleteRange(delete) = &op {
+            return self.delete_range(part, tokens, slot, delete.clone());
+        }
+        if let Some(remembered) = self.remembered.get(&slot) {
             return Ok(remembered.clone());
         }
-        let result = self.apply(part, tokens, op)?;
+        let result = self.apply(part, op)?;
         self.remembered.insert(slot, result.clone());
         Ok(result)
     }
 
-    fn apply(&mut self, part: &Part, tokens: Tokens, op: request::Op) -> Result<reply::Result, Error> {
+    fn delete_range(
+        &mut self,
+        part: &Part,
+        tokens: Tokens,
+        slot: (Bytes, u64),
+        delete: v1::DeleteRangeRequest,
+    ) -> Result<reply::Result, Error> {
+        let asked = delete.range.as_ref().map_or_else(Span::all, query::span_of_range);
+        // In the ordered layout a partition asks from its own start on, if the range begins before it.
+        let inside = if self.layout() == Layout::Ordered { asked.intersect(&part.span) } else { asked };
+        let speaks = |reply: &v1::DeleteRangeReply| {
+            let covered = query::coverage_of_pb(reply.covered.as_ref()).unwrap();
+            let own = Tokens::of_span(&part.span).unwrap_or(Tokens::ALL);
+            let hashed = self.layout() == Layout::Hashed;
+            covered.span.contains(&inside.start) && (!hashed || covered.tokens.contains(own.first.max(tokens.first)))
+        };
+        if let Some((_, earlier, reply)) =
+            self.remembered_ranges.iter().find(|(held, _, reply)| *held == slot && speaks(reply))
+        {
+            assert_eq!(earlier.range, delete.range, "a sequence is used again for another request");
+            return Ok(reply::Result::DeleteRange(reply.clone()));
+        }
+        let range = query::range_of_span(&inside);
+        let (rows, covered) = self.look(part, tokens, Some(&range), false, usize::MAX)?;
+        rows.iter().for_each(|row| {
+            self.rows.remove(&row.key);
+        });
+        let infos = vec![v1::WriteInfo { partition: part.id, ..Default::default() }];
+        let reply = v1::DeleteRangeReply { deleted: rows.len() as u64, infos, covered: Some(covered) };
+        self.remembered_ranges.push((slot, delete, reply.clone()));
+        Ok(reply::Result::DeleteRange(reply))
+    }
+
+    fn apply(&mut self, part: &Part, op: request::Op) -> Result<reply::Result, Error> {
         let applied = |existed, number| {
             let info = Some(v1::WriteInfo { partition: part.id, ..Default::default() });
             reply::Result::Write(v1::WriteReply { applied: true, existed, number, info, ..Default::default() })
@@ -385,15 +423,6 @@ impl World {
                     self.owns(part, query::key_of_item(item)?)?;
                 }
                 Ok(reply::Result::Batch(v1::BatchReply { applied: true, items: Vec::new() }))
-            }
-            request::Op::DeleteRange(delete) => {
-                let (rows, covered) = self.look(part, tokens, delete.range.as_ref(), false, usize::MAX)?;
-                rows.iter().for_each(|row| {
-                    self.rows.remove(&row.key);
-                });
-                let infos = vec![v1::WriteInfo { partition: part.id, ..Default::default() }];
-                let (deleted, covered) = (rows.len() as u64, Some(covered));
-                Ok(reply::Result::DeleteRange(v1::DeleteRangeReply { deleted, infos, covered }))
             }
             other => panic!("not used in tests: {other:?}"),
         }

@@ -205,12 +205,7 @@ proptest! {
         let (count, deleted, left) = paused().block_on(async {
             let (router, fake) = case.fake();
             let mut events = case.events.iter();
-            // Ranged deletes are written under sequences that the fake does not remember: no lost answers here.
-            let mut disturb = || events.by_ref().take(4).for_each(|(event, _)| {
-                if !matches!(event, Event::Fault(Fault::AnswerLost)) {
-                    happen(&fake, event);
-                }
-            });
+            let mut disturb = || events.by_ref().take(4).for_each(|(event, _)| happen(&fake, event));
             disturb();
             fake.world.lock().down.clear();
             let range = Some(case.range.clone());
@@ -298,6 +293,26 @@ async fn an_inverted_range_is_refused_and_an_empty_one_asks_nobody() {
     let empty = page(&router, scan(range("a", "a"))).await.unwrap();
     assert!(empty.rows.is_empty() && empty.next_page_token.is_empty());
     assert!(fake.world.lock().calls.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ranged_delete_repeated_by_its_caller_after_a_split_counts_once() {
+    for hashed in [false, true] {
+        let at = |key: &'static str, token| if hashed { position_of_token(token) } else { Bytes::from(key) };
+        let fake = Fake::new(if hashed { Layout::Hashed } else { Layout::Ordered }, &[at("m", 1 << 63)]);
+        rows(&fake, &["a1", "c1", "f1", "n1", "z1"]);
+        let session =
+            Some(v1::WriteSession { client_id: vec![9; 16].into(), opened: 7, sequence: 1, acknowledged_below: 1 });
+        let delete = request::Op::DeleteRange(v1::DeleteRangeRequest { session, ..Default::default() });
+        for _ in 0..2 {
+            // Another router each time, as when the caller turns to another node.
+            let router = Router::new(Arc::clone(&fake));
+            let reply::Result::DeleteRange(reply) = run(&router, delete.clone()).await.unwrap() else { panic!() };
+            assert_eq!(reply.deleted, 5, "hashed: {hashed}");
+            fake.world.lock().split(&at("c", 1 << 62), true);
+            fake.world.lock().split(&at("d", 3 << 62), false);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
