@@ -361,7 +361,7 @@ impl World {
         delete: v1::DeleteRangeRequest,
     ) -> Result<reply::Result, Error> {
         let asked = delete.range.as_ref().map_or_else(Span::all, query::span_of_range);
-        // In the ordered layout a partition asks from its own start on, if the range begins before it.
+        // Answers of this partition, and those that it inherited.
         let inside = if self.layout() == Layout::Ordered { asked.intersect(&part.span) } else { asked };
         let speaks = |reply: &v1::DeleteRangeReply| {
             let covered = query::coverage_of_pb(reply.covered.as_ref()).unwrap();
@@ -375,8 +375,7 @@ impl World {
             assert_eq!(earlier.range, delete.range, "a sequence is used again for another request");
             return Ok(reply::Result::DeleteRange(reply.clone()));
         }
-        let range = query::range_of_span(&inside);
-        let (rows, covered) = self.look(part, tokens, Some(&range), false, usize::MAX)?;
+        let (rows, covered) = self.look(part, tokens, delete.range.as_ref(), false, usize::MAX)?;
         rows.iter().for_each(|row| {
             self.rows.remove(&row.key);
         });
