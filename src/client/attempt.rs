@@ -30,7 +30,7 @@ pub(crate) const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// Longest wait between two rounds.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
-/// Without a quorum (or any contact) for this long, a request fails instead of waiting for its deadline.
+/// Without a quorum, any contact or a replica that is fresh enough for this long, a request fails instead of waiting for its deadline.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 /// Longest wait for a newer map at once.
 pub(crate) const REFRESH_MAX: Duration = Duration::from_millis(300);
@@ -88,10 +88,8 @@ struct Tries {
     /// The last refusal of each node, for the error at the end.
     refusals: BTreeMap<NodeId, Reason>,
     round_began: Instant,
-    /// Nobody in this round had contact with a quorum.
+    /// Nobody in this round had contact with a quorum, or was fresh enough.
     round_hopeless: bool,
-    /// Somebody in this round answered that it cannot be fresh enough.
-    round_stale: bool,
     /// The map may be old.
     map_doubtful: bool,
     hopeless_since: Option<Instant>,
@@ -121,14 +119,16 @@ impl<C: Caller> Router<C> {
                 Ok(result) => return Ok(Served { partition: partition.id, node, result }),
                 Err(error) => error,
             };
-            if let Some(hint) = &error.hint {
-                self.routing().learn(hint);
-                if hint.map_version > map.version() {
+            let hint = error.hint;
+            let elsewhere = error.reason == Reason::WrongPartition;
+            tries.judge(job, node, error)?;
+            if let Some(hint) = hint {
+                self.routing().learn(&hint);
+                if elsewhere && hint.map_version > map.version() {
                     self.refresh(map.version()).await;
                     tries.moved(self.routing().look().version() > map.version());
                 }
             }
-            tries.judge(job, node, error)?;
         }
     }
 
@@ -200,7 +200,7 @@ impl<C: Caller> Router<C> {
     /// Everyone was asked: gives up, or waits a little and begins again.
     async fn next_round(&self, job: &Job<'_>, tries: &mut Tries, map: &Map) -> Result<(), Error> {
         let now = Instant::now();
-        if tries.round_stale || (job.patience == Patience::Once && tries.attempts > 0) {
+        if job.patience == Patience::Once && tries.attempts > 0 {
             return Err(tries.give_up(job));
         }
         let waits = job.patience == Patience::Usual && !tries.round_hopeless;
@@ -237,7 +237,6 @@ impl Tries {
             refusals: BTreeMap::new(),
             round_began: Instant::now(),
             round_hopeless: true,
-            round_stale: false,
             map_doubtful: false,
             hopeless_since: None,
             ambiguous: false,
@@ -273,7 +272,7 @@ impl Tries {
         self.asked.insert(node);
         let over = Instant::now() >= job.deadline;
         match error.reason {
-            Reason::NoQuorum => {}
+            Reason::NoQuorum | Reason::TooStale => {}
             reason if is_contact_lost(reason) => {}
             Reason::NotLeader | Reason::LeaderUnknown | Reason::OutcomeUnknown | Reason::Overloaded => {
                 self.round_hopeless = false;
@@ -282,7 +281,6 @@ impl Tries {
                 self.round_hopeless = false;
                 self.map_doubtful = true;
             }
-            Reason::TooStale => self.round_stale = true,
             _ => return Err(self.finish(job, error)),
         }
         self.last = Some(error);

@@ -89,19 +89,19 @@ impl<C: Caller> Router<C> {
         page_deadline: Duration,
     ) -> impl Stream<Item = Result<v1::ScanReply, Error>> + Send + use<C> {
         enum State {
-            Begin(v1::ScanRequest),
+            Begin(Box<v1::ScanRequest>),
             Go(Box<Cursor>),
             End,
         }
         let router = self.clone();
-        stream::unfold(State::Begin(scan), move |state| {
+        stream::unfold(State::Begin(Box::new(scan)), move |state| {
             let router = router.clone();
             Box::pin(async move {
                 let deadline = Instant::now() + page_deadline;
                 let mut cursor = match state {
                     State::End => return None,
                     State::Go(cursor) => cursor,
-                    State::Begin(scan) => match router.open_scan(scan, deadline).await {
+                    State::Begin(scan) => match router.open_scan(*scan, deadline).await {
                         Ok(cursor) => Box::new(cursor),
                         Err(error) => return Some((Err(error), State::End)),
                     },
@@ -253,17 +253,15 @@ impl<C: Caller> Router<C> {
         let space = self.space(&delete.keyspace, deadline).await?;
         let whole = query::span_of_query(space.kind, delete.range.as_ref(), &Bytes::new())?;
         let foreign = delete.session.as_ref().is_some_and(|session| !session.client_id.is_empty());
-        // Under the caller's sequence every partition gets the caller's own range, so that a retry through another
-        // router, with another map, sends the same; and one after the other, so that a remembered answer which reaches
-        // beyond its partition is seen before its neighbour is asked.
-        let (window, range) = match foreign {
-            true => (1, Some(query::range_of_span(&whole))),
-            false => (WINDOW_FOLD, None),
-        };
+        // Under the caller's sequence a partition is asked for everything from its own start to the caller's end, so that
+        // a retry through another router, with another map, sends the same to it; and one partition after the other, so
+        // that a remembered answer which reaches beyond its partition is seen before the neighbour is asked.
+        let (window, end) = if foreign { (1, Some(whole.end.clone())) } else { (WINDOW_FOLD, None) };
         let mut total = v1::DeleteRangeReply::default();
-        let (delete, range) = (&delete, &range);
+        let (delete, end) = (&delete, &end);
         let each = |ask: Ask| async move {
-            let range = range.clone().or_else(|| Some(query::range_of_span(&ask.span)));
+            let span = end.clone().map_or_else(|| ask.span.clone(), |end| Span::new(ask.span.start.clone(), end));
+            let range = Some(query::range_of_span(&span));
             let op = request::Op::DeleteRange(v1::DeleteRangeRequest { range, ..delete.clone() });
             let place = |map: &Map| Ok(query::partition_at(map, space.id, &ask.edge).map(|(id, _)| id));
             let narrow = space.layout == Layout::Hashed && !foreign;

@@ -190,11 +190,12 @@ impl<C: Caller> Router<C> {
         let position = crate::key::position(space.layout, &get.key);
         let place = |map: &Map| Ok(map.locate(space.id, &position).map(|partition| partition.id));
         let confirms = query::confirms_absent(get.options.as_ref());
+        let confirms_degraded = get.options.as_ref().is_some_and(|options| options.confirm_absent.unwrap_or(true));
         let served = self.read(&place, request::Op::Get(get.clone()), None, deadline).await?;
         let (partition, node) = (served.partition, served.node);
         let reply::Result::Get(reply) = served.result else { return Err(mismatched()) };
         let leader = reply.read.as_ref().is_some_and(|read| read.role() == v1::Role::Leader);
-        if reply.found || leader || !confirms {
+        if reply.found || leader || !(confirms || confirms_degraded && is_degraded(&reply)) {
             return Ok(reply);
         }
         Box::pin(self.confirm_absent(&place, get, reply, (partition, node), deadline)).await
@@ -219,7 +220,11 @@ impl<C: Caller> Router<C> {
         if let Ok(Served { result: reply::Result::Get(reply), .. }) = self.run(&job).await {
             return Ok(reply);
         }
-        let options = v1::ReadOptions { confirm_absent: Some(false), ..get.options.unwrap_or_default() };
+        let options = v1::ReadOptions {
+            consistency: v1::Consistency::Eventual as i32,
+            confirm_absent: Some(false),
+            ..Default::default()
+        };
         let weak = request::Op::Get(v1::GetRequest { options: Some(options), ..get });
         let map = self.routing().map();
         let members = map.partition(partition).map_or_else(Vec::new, |partition| partition.members.clone());
@@ -230,9 +235,11 @@ impl<C: Caller> Router<C> {
             .map(|member| self.ask(partition, member.node, (&weak, None), soon))
             .collect();
         while let Some(answer) = answers.next().await {
-            if let Ok(reply::Result::Get(reply)) = answer
+            if let Ok(reply::Result::Get(mut reply)) = answer
                 && reply.found
             {
+                let degraded = is_degraded(&absent);
+                reply.read.iter_mut().for_each(|read| read.degraded = degraded);
                 return Ok(reply);
             }
         }
@@ -451,6 +458,10 @@ fn options_mut(op: &mut request::Op) -> Option<&mut Option<v1::ReadOptions>> {
         Op::Count(count) => &mut count.options,
         _ => return None,
     })
+}
+
+fn is_degraded(reply: &v1::GetReply) -> bool {
+    reply.read.as_ref().is_some_and(|read| read.degraded)
 }
 
 fn mark_degraded(result: &mut reply::Result) {

@@ -103,16 +103,6 @@ impl Stitch {
         self.limit
     }
 
-    /// Parts being asked at the moment.
-    pub(crate) fn asked(&self) -> usize {
-        self.cells.iter().filter(|cell| cell.asked).count()
-    }
-
-    /// Cells in which something is left.
-    pub(crate) fn cells(&self) -> usize {
-        self.cells.len()
-    }
-
     /// The next part to ask for, cut to one partition: `bounds` gives the positions of the partition at an edge, or
     /// `None` if the map has none there. `None` when everything is asked for or fetched.
     pub(crate) fn next_ask(&mut self, bounds: impl Fn(&Edge) -> Option<Span>) -> Option<Ask> {

@@ -45,7 +45,7 @@ impl SessionToken {
     /// # Errors
     /// `INVALID_FIELD` when it is damaged or too long.
     pub fn decode(mut bytes: Bytes) -> Result<Self, Error> {
-        if bytes.len() % RECORD_BYTES != 0 || bytes.len() > RECORD_BYTES * RECORDS_MAX {
+        if !bytes.len().is_multiple_of(RECORD_BYTES) || bytes.len() > RECORD_BYTES * RECORDS_MAX {
             return Err(Error::field("session_token", "the session token is damaged or too long"));
         }
         let mut token = Self::default();
