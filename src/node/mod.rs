@@ -1,1 +1,3 @@
-//! To be written.
+//! One node: the replicas it hosts and how it runs.
+
+pub mod config;

@@ -1,0 +1,339 @@
+//! How one node runs: read once at start, validated as a whole, then immutable.
+//!
+//! Invariants:
+//! * every number carries its unit in its name;
+//! * [`NodeConfig::validate`] reports every fault at once, each naming the setting as the user writes it;
+//! * the defaults are valid, so that `meridian start` with no settings at all gives a usable node.
+
+use std::{fmt, net::SocketAddr, ops::Range, path::PathBuf};
+
+/// First port of a node started without settings; away from the ports of well-known databases.
+pub const PORT_DEFAULT: u16 = 7170;
+/// The HTTP port lies this far above the gRPC port, so that many nodes of one machine can count up side by side.
+pub const HTTP_PORT_OFFSET: u16 = 100;
+
+/// Bounds that `validate` holds the settings to.
+pub mod bounds {
+    /// Longest key that may be configured: a key is copied into every page token and error.
+    pub const KEY_BYTES_MAX: usize = 64 << 10;
+    /// Longest value that may be configured: a row must fit a page, and a page a gRPC message.
+    pub const VALUE_BYTES_MAX: usize = 2 << 20;
+    /// Most items of one batch that may be configured: a batch is applied in one turn.
+    pub const BATCH_ITEMS_MAX: usize = 100_000;
+    /// Most bytes of one batch that may be configured: a batch is one log entry.
+    pub const BATCH_BYTES_MAX: usize = 16 << 20;
+    /// Shortest heartbeat: below it the heartbeats of a few hundred groups use up a core.
+    pub const HEARTBEAT_MS_MIN: u64 = 10;
+    /// Heartbeats that must fit into the shortest election timeout, so that one lost frame starts no election.
+    pub const HEARTBEATS_PER_ELECTION_MIN: u64 = 3;
+    /// Smallest log growth after which a snapshot is taken.
+    pub const SNAPSHOT_BYTES_MIN: u64 = 64 << 10;
+    /// Largest weight of a node: beyond it the ring would hold too many of its tokens.
+    pub const WEIGHT_MAX: f64 = 100.0;
+    /// Longest zone name.
+    pub const ZONE_BYTES_MAX: usize = 64;
+    /// Longest default deadline, an hour.
+    pub const DEADLINE_MS_MAX: u32 = 3_600_000;
+}
+
+/// Where the log and the snapshots of a node live.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Storage {
+    /// In the data directory; a write is acknowledged after fsync.
+    Disk,
+    /// Nowhere: after a restart the node rejoins as an empty one.
+    Memory,
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Disk => "disk",
+            Self::Memory => "memory",
+        })
+    }
+}
+
+/// Form of the log lines on stderr.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+/// Largest requests a node accepts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Longest key. Default 4 KiB: enough for any path or URL, small enough to be cheap in every index node.
+    pub key_bytes_max: usize,
+    /// Longest value. Default 1 MiB: a row travels in one log entry, and larger ones would delay the heartbeats behind it.
+    pub value_bytes_max: usize,
+    /// Most items of a batch. Default 1,000: a batch is applied in one turn and must not stall the group.
+    pub batch_items_max: usize,
+    /// Most bytes of a batch, keys and values. Default 2 MiB: half of the usual gRPC message limit.
+    pub batch_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { key_bytes_max: 4 << 10, value_bytes_max: 1 << 20, batch_items_max: 1_000, batch_bytes_max: 2 << 20 }
+    }
+}
+
+/// Timings of consensus. The same on every node of a cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RaftTimings {
+    /// A leader's heartbeat period. Default 150 ms: finds a dead leader within a second at little idle cost.
+    pub heartbeat_ms: u64,
+    /// A follower campaigns after a silence drawn from this interval. Default 600..900 ms: four heartbeats may be lost.
+    pub election_ms: Range<u64>,
+    /// Log bytes after which a partition is snapshotted and its log purged. Default 16 MiB: replayed in well under a
+    /// second, yet rarely written.
+    pub snapshot_bytes: u64,
+}
+
+impl Default for RaftTimings {
+    fn default() -> Self {
+        Self { heartbeat_ms: 150, election_ms: 600..900, snapshot_bytes: 16 << 20 }
+    }
+}
+
+/// How one node runs.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NodeConfig {
+    /// Directory of identity, log and snapshots; used by one process at a time. Default `meridian-data` in the working
+    /// directory, so that a first try needs no rights.
+    pub data: PathBuf,
+    /// Address to listen on for clients and nodes (gRPC). Default loopback: there is no authentication, so a node is
+    /// reachable from elsewhere only if somebody says so.
+    pub listen: SocketAddr,
+    /// `host:port` under which others reach this node; `None`: the address listened on.
+    pub advertise: Option<String>,
+    /// `host:port` of nodes to join. Empty: this node waits for `meridian init`, or for nodes that join it.
+    pub join: Vec<String>,
+    /// Address of `/metrics`, `/livez` and `/readyz`. Default: the port of `listen` plus 100 on loopback.
+    pub http: SocketAddr,
+    /// Failure domain; replicas of a partition are spread over zones first. Default empty: one domain.
+    pub zone: String,
+    /// Share of the load compared with other nodes. Default 1.
+    pub weight: f64,
+    /// Disk or memory. Default disk: an acknowledged write must survive a power cut.
+    pub storage: Storage,
+    /// Deadline of requests that state none. Default 5,000 ms: longer than any election, shorter than patience.
+    pub deadline_default_ms: u32,
+    /// Largest requests accepted.
+    pub limits: Limits,
+    /// Timings of consensus.
+    pub raft: RaftTimings,
+    /// Form of log lines. Default text.
+    pub log_format: LogFormat,
+    /// Filter of log lines, as `tracing` directives, e.g. `info` or `warn,meridian::raft=info`. Default `info`.
+    pub log_level: String,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::from("meridian-data"),
+            listen: SocketAddr::from(([127, 0, 0, 1], PORT_DEFAULT)),
+            advertise: None,
+            join: Vec::new(),
+            http: SocketAddr::from(([127, 0, 0, 1], PORT_DEFAULT + HTTP_PORT_OFFSET)),
+            zone: String::new(),
+            weight: 1.0,
+            storage: Storage::Disk,
+            deadline_default_ms: 5_000,
+            limits: Limits::default(),
+            raft: RaftTimings::default(),
+            log_format: LogFormat::Text,
+            log_level: "info".to_owned(),
+        }
+    }
+}
+
+/// One thing that is wrong with a configuration.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// The setting, as in the configuration file, e.g. `limits.key_bytes_max`.
+    pub setting: String,
+    /// What is wrong with it, with the value and the limit.
+    pub message: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.setting, self.message)
+    }
+}
+
+impl NodeConfig {
+    /// `host:port` that other nodes and clients are told.
+    #[must_use]
+    pub fn advertised(&self) -> String {
+        self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
+    }
+
+    /// Checks the settings by themselves and against each other.
+    ///
+    /// # Errors
+    /// Every fault found, in the order of the settings.
+    pub fn validate(&self) -> Result<(), Vec<Fault>> {
+        let mut faults = Faults::default();
+        self.check_addresses(&mut faults);
+        faults.check("zone", self.zone.len() <= bounds::ZONE_BYTES_MAX, || {
+            format!("{} bytes long, at most {}", self.zone.len(), bounds::ZONE_BYTES_MAX)
+        });
+        faults.check("weight", self.weight > 0.0 && self.weight <= bounds::WEIGHT_MAX, || {
+            format!("{} is not above 0 and at most {}", self.weight, bounds::WEIGHT_MAX)
+        });
+        let deadline = self.deadline_default_ms;
+        faults.check("deadline_default_ms", (1..=bounds::DEADLINE_MS_MAX).contains(&deadline), || {
+            format!("{deadline} is not between 1 and {}", bounds::DEADLINE_MS_MAX)
+        });
+        self.check_limits(&mut faults);
+        self.check_raft(&mut faults);
+        let level = self.log_level.parse::<tracing_subscriber::EnvFilter>();
+        faults.check("log_level", level.is_ok() && !self.log_level.is_empty(), || {
+            format!("{:?} is not a filter such as \"info\" or \"warn,meridian::raft=info\"", self.log_level)
+        });
+        if faults.0.is_empty() { Ok(()) } else { Err(faults.0) }
+    }
+
+    fn check_addresses(&self, faults: &mut Faults) {
+        faults.check("data", !self.data.as_os_str().is_empty(), || "is empty; name a directory".to_owned());
+        let unreachable = self.advertise.is_none() && self.listen.ip().is_unspecified();
+        faults.check("advertise", !unreachable, || {
+            format!("must be set when listening on every address ({}): others need one to connect to", self.listen)
+        });
+        if let Some(advertise) = &self.advertise {
+            faults.check("advertise", is_host_port(advertise), || format!("{advertise:?} is not host:port"));
+        }
+        for address in &self.join {
+            faults.check("join", is_host_port(address), || format!("{address:?} is not host:port"));
+        }
+        let same = self.listen.port() != 0 && self.http == self.listen;
+        faults.check("http", !same, || format!("{} is the address of `listen` too", self.http));
+    }
+
+    fn check_limits(&self, faults: &mut Faults) {
+        let limits = &self.limits;
+        let sizes = [
+            ("limits.key_bytes_max", limits.key_bytes_max, bounds::KEY_BYTES_MAX),
+            ("limits.value_bytes_max", limits.value_bytes_max, bounds::VALUE_BYTES_MAX),
+            ("limits.batch_items_max", limits.batch_items_max, bounds::BATCH_ITEMS_MAX),
+            ("limits.batch_bytes_max", limits.batch_bytes_max, bounds::BATCH_BYTES_MAX),
+        ];
+        for (name, value, max) in sizes {
+            faults.check(name, (1..=max).contains(&value), || format!("{value} is not between 1 and {max}"));
+        }
+        faults.check("limits.key_bytes_max", limits.key_bytes_max >= 8, || {
+            format!("{} is below 8, the length of an integer key", limits.key_bytes_max)
+        });
+        let row = limits.key_bytes_max.saturating_add(limits.value_bytes_max);
+        faults.check("limits.batch_bytes_max", limits.batch_bytes_max >= row, || {
+            format!("{} is less than one row of the largest size ({row} bytes)", limits.batch_bytes_max)
+        });
+    }
+
+    fn check_raft(&self, faults: &mut Faults) {
+        let RaftTimings { heartbeat_ms, election_ms, snapshot_bytes } = &self.raft;
+        faults.check("raft.heartbeat_ms", *heartbeat_ms >= bounds::HEARTBEAT_MS_MIN, || {
+            format!("{heartbeat_ms} is below {}", bounds::HEARTBEAT_MS_MIN)
+        });
+        let least = heartbeat_ms.saturating_mul(bounds::HEARTBEATS_PER_ELECTION_MIN);
+        faults.check("raft.election_min_ms", election_ms.start >= least, || {
+            let times = bounds::HEARTBEATS_PER_ELECTION_MIN;
+            format!("{} must be at least {times} × raft.heartbeat_ms ({heartbeat_ms})", election_ms.start)
+        });
+        faults.check("raft.election_max_ms", election_ms.end > election_ms.start, || {
+            format!("{} must be above raft.election_min_ms ({})", election_ms.end, election_ms.start)
+        });
+        faults.check("raft.snapshot_bytes", *snapshot_bytes >= bounds::SNAPSHOT_BYTES_MIN, || {
+            format!("{snapshot_bytes} is below {}", bounds::SNAPSHOT_BYTES_MIN)
+        });
+    }
+}
+
+/// What was found wrong so far.
+#[derive(Default)]
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn check(&mut self, setting: &str, holds: bool, message: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(Fault { setting: setting.to_owned(), message: message() });
+        }
+    }
+}
+
+/// Whether `text` looks like `host:port` with a port above 0; `[v6]:port` included.
+#[must_use]
+pub fn is_host_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let host_ok = match host.strip_prefix('[') {
+        Some(v6) => v6.strip_suffix(']').is_some_and(|v6| v6.parse::<std::net::Ipv6Addr>().is_ok()),
+        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)),
+    };
+    host_ok && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(NodeConfig::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn every_fault_is_reported_at_once() {
+        let config = NodeConfig {
+            listen: "0.0.0.0:7170".parse().unwrap(),
+            join: vec!["nowhere".into(), "n1:7170".into()],
+            weight: f64::NAN,
+            deadline_default_ms: 0,
+            limits: Limits { key_bytes_max: 4, batch_bytes_max: 10, ..Limits::default() },
+            raft: RaftTimings { heartbeat_ms: 200, election_ms: 500..400, ..RaftTimings::default() },
+            log_level: "meridian=loud".into(),
+            ..NodeConfig::default()
+        };
+        let faults = config.validate().unwrap_err();
+        let settings: Vec<_> = faults.iter().map(|fault| fault.setting.as_str()).collect();
+        let expected = [
+            "advertise",
+            "join",
+            "weight",
+            "deadline_default_ms",
+            "limits.key_bytes_max",
+            "limits.batch_bytes_max",
+            "raft.election_min_ms",
+            "raft.election_max_ms",
+            "log_level",
+        ];
+        assert_eq!(settings, expected);
+        let election = &faults[6];
+        assert_eq!(election.to_string(), "raft.election_min_ms: 500 must be at least 3 × raft.heartbeat_ms (200)");
+    }
+
+    #[test]
+    fn addresses_are_host_and_port() {
+        for good in ["n1:1", "10.0.0.1:7170", "[::1]:7170", "a-b.c_d:65535"] {
+            assert!(is_host_port(good), "{good}");
+        }
+        for bad in ["", "n1", "n1:", ":7170", "n1:0", "n1:65536", "::1:7170", "[::1:7170", "a b:1", "http://n1:7170"] {
+            assert!(!is_host_port(bad), "{bad}");
+        }
+    }
+}
