@@ -1,13 +1,13 @@
 //! Generated protobuf code, and the mapping of errors to and from it: the only place where a reason becomes a status.
 
 /// The public API, `meridian.v1`.
-#[allow(missing_docs, clippy::all, unreachable_pub, reason = "generated; documented in proto/")]
+#[allow(missing_docs, clippy::all, unreachable_pub, unused_qualifications, reason = "generated; documented in proto/")]
 pub mod v1 {
     tonic::include_proto!("meridian.v1");
 }
 
 /// Node to node, `meridian.internal.v1`.
-#[allow(missing_docs, clippy::all, unreachable_pub, reason = "generated; documented in proto/")]
+#[allow(missing_docs, clippy::all, unreachable_pub, unused_qualifications, reason = "generated; documented in proto/")]
 pub mod internal {
     tonic::include_proto!("meridian.internal.v1");
 }

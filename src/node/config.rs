@@ -204,7 +204,7 @@ impl NodeConfig {
         self.check_limits(&mut faults);
         self.check_raft(&mut faults);
         let level = self.log_level.parse::<tracing_subscriber::EnvFilter>();
-        faults.check("log_level", level.is_ok() && !self.log_level.is_empty(), || {
+        faults.check("log.level", level.is_ok() && !self.log_level.is_empty(), || {
             format!("{:?} is not a filter such as \"info\" or \"warn,meridian::raft=info\"", self.log_level)
         });
         if faults.0.is_empty() { Ok(()) } else { Err(faults.0) }
@@ -320,7 +320,7 @@ mod tests {
             "limits.batch_bytes_max",
             "raft.election_min_ms",
             "raft.election_max_ms",
-            "log_level",
+            "log.level",
         ];
         assert_eq!(settings, expected);
         let election = &faults[6];
