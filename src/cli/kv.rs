@@ -278,7 +278,7 @@ async fn get(
             let read = reply.read.as_ref().map(|info| ReadView::from(info).sentence()).unwrap_or_default();
             output.pairs(&[
                 ("key", keys.shown(&key)),
-                ("value", String::from_utf8(row.value.to_vec()).unwrap_or_else(|_| cell(&row.value))),
+                ("value", whole(&row.value)),
                 ("version", row.version.to_string()),
                 ("read", read),
             ])?;
@@ -288,6 +288,14 @@ async fn get(
     match row {
         Some(_) => Ok(()),
         None => Err(Failure::NotFound(format!("not found: {} in {}", keys.shown(&key), options.keyspace))),
+    }
+}
+
+/// A value in full if it is text that a terminal shows as it is, else as a cell.
+fn whole(value: &[u8]) -> String {
+    match std::str::from_utf8(value) {
+        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
+        _ => cell(value),
     }
 }
 

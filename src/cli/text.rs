@@ -318,7 +318,8 @@ mod tests {
     #[test]
     fn table_cells_are_short_and_in_one_line() {
         assert_eq!(cell(b"a\nb"), "a\\nb");
-        assert_eq!(cell(&[0xFF; 40]).chars().count(), 2 + 60 + 1);
+        let binary = cell(&[0xFF; 40]);
+        assert!(binary.chars().count() <= TABLE_CHARS_MAX && binary.ends_with('…'));
         assert_eq!(cell("ä".repeat(100).as_bytes()).chars().count(), TABLE_CHARS_MAX);
     }
 }
