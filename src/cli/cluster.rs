@@ -8,9 +8,10 @@ use super::{
     text::KeyText,
 };
 use crate::{
-    key::{KeyKind, integer_of_key, printable},
+    key::{KeyKind, Layout, Span, integer_of_key, position as position_of, printable},
     proto::v1,
 };
+use bytes::Bytes;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::{ffi::OsString, os::unix::ffi::OsStrExt as _};
@@ -55,7 +56,7 @@ pub enum PartitionCommand {
 /// # Errors
 /// Why the cluster could not be formed.
 pub async fn init(args: &Init, options: &Options, output: &mut Output) -> Result<(), Failure> {
-    let reply = Remote::connect(options).await?.init(v1::InitRequest { replicas: args.replicas }).await?;
+    let reply = Remote::connect(options).await?.init(args.replicas).await?;
     match output.format {
         Format::Json => output.json(&json!({ "cluster_id": reply.cluster_id, "created": reply.created })),
         Format::Plain => output.line(&reply.cluster_id),
@@ -70,7 +71,7 @@ pub async fn init(args: &Init, options: &Options, output: &mut Output) -> Result
 /// Why there is no answer.
 pub async fn cluster(command: &ClusterCommand, options: &Options, output: &mut Output) -> Result<(), Failure> {
     let ClusterCommand::Status = command;
-    let status = Remote::connect(options).await?.cluster_status(v1::ClusterStatusRequest {}).await?;
+    let status = Remote::connect(options).await?.cluster_status().await?;
     match output.format {
         Format::Json => output.json(&status_json(&status)),
         Format::Plain => output.line(if status.healthy { "healthy" } else { "unhealthy" }),
@@ -143,8 +144,8 @@ fn ids(ids: &[u64], prefix: &str) -> String {
 /// Why there is no answer.
 pub async fn node(command: &NodeCommand, options: &Options, output: &mut Output) -> Result<(), Failure> {
     let NodeCommand::List = command;
-    let reply = Remote::connect(options).await?.list_nodes(v1::ListNodesRequest {}).await?;
-    let nodes = reply.nodes.into_iter().map(|status| (status.node.clone().unwrap_or_default(), status));
+    let nodes = Remote::connect(options).await?.nodes().await?;
+    let nodes = nodes.into_iter().map(|status| (status.node.clone().unwrap_or_default(), status));
     match output.format {
         Format::Json => nodes.into_iter().try_for_each(|(node, status)| {
             let mut object = node_json(&node);
@@ -177,19 +178,25 @@ pub async fn node(command: &NodeCommand, options: &Options, output: &mut Output)
 /// # Errors
 /// Why there is no answer.
 pub async fn partition(command: &PartitionCommand, options: &Options, output: &mut Output) -> Result<(), Failure> {
-    let remote = Remote::connect(options).await?;
-    let name = options.keyspace.clone();
-    let keyspace = remote.get_keyspace(v1::GetKeyspaceRequest { name: name.clone() }).await?;
-    let settings = keyspace.keyspace.unwrap_or_default();
+    let reply = Remote::connect(options).await?.keyspace(&options.keyspace).await?;
+    let settings = reply.keyspace.unwrap_or_default();
     let partitions = match command {
-        PartitionCommand::List => keyspace.partitions,
+        PartitionCommand::List => reply.partitions,
         PartitionCommand::Show { key } => {
             let keys = KeyText { kind: kind_of(&settings), hex: options.hex };
-            let request = v1::LocateRequest { keyspace: name, key: keys.parse(key.as_bytes())? };
-            remote.locate(request).await?.partition.into_iter().collect()
+            let key = keys.parse(key.as_bytes())?;
+            reply.partitions.into_iter().filter(|partition| holds(&settings, partition, &key)).collect()
         }
     };
     print_partitions(&settings, &partitions, output)
+}
+
+/// Whether a key lies in a partition.
+#[must_use]
+pub fn holds(keyspace: &v1::Keyspace, partition: &v1::Partition, key: &Bytes) -> bool {
+    let layout = if keyspace.layout() == v1::Layout::Hashed { Layout::Hashed } else { Layout::Ordered };
+    let end = (!partition.end.is_empty()).then(|| partition.end.clone());
+    Span { start: partition.start.clone(), end }.contains(&position_of(layout, key))
 }
 
 /// Prints partitions of one keyspace.
@@ -286,6 +293,25 @@ mod tests {
         assert_eq!(ids(&[], "p"), "none");
         assert_eq!(ids(&[1, 2], "p"), "p1 p2");
         assert!(ids(&(0..14).collect::<Vec<_>>(), "p").ends_with("p9 and 4 more"));
+    }
+
+    #[test]
+    fn every_key_lies_in_exactly_one_partition() {
+        let partition = |start: &'static [u8], end: &'static [u8]| v1::Partition {
+            start: Bytes::from_static(start),
+            end: Bytes::from_static(end),
+            ..Default::default()
+        };
+        let mut keyspace = v1::Keyspace::default();
+        let ordered = [partition(b"", b"m"), partition(b"m", b"")];
+        let hashed = [partition(b"", &[0x80, 0, 0, 0, 0, 0, 0, 0]), partition(&[0x80, 0, 0, 0, 0, 0, 0, 0], b"")];
+        for key in ["", "a", "m", "zz"].map(Bytes::from) {
+            keyspace.set_layout(v1::Layout::Ordered);
+            let held: Vec<bool> = ordered.iter().map(|partition| holds(&keyspace, partition, &key)).collect();
+            assert_eq!(held, [key < "m", key >= "m"]);
+            keyspace.set_layout(v1::Layout::Hashed);
+            assert_eq!(hashed.iter().filter(|partition| holds(&keyspace, partition, &key)).count(), 1);
+        }
     }
 
     #[test]

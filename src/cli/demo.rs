@@ -3,6 +3,7 @@
 //! Invariant: the tour checks what it shows: a wrong answer ends it with an error, so that its exit code means something.
 
 use super::{
+    cluster::holds,
     failure::Failure,
     options::{Format, Level, Options},
     output::{Output, ReadView},
@@ -135,8 +136,11 @@ impl Tour<'_> {
     }
 
     async fn lose_leader_of(&mut self, key: &'static str, cluster: &mut DevCluster) -> Result<(), Failure> {
-        let request = v1::LocateRequest { keyspace: KEYSPACE.to_owned(), key: Bytes::from_static(key.as_bytes()) };
-        let partition = self.remote.locate(request).await?.partition.unwrap_or_default();
+        let reply = self.remote.keyspace(KEYSPACE).await?;
+        let settings = reply.keyspace.unwrap_or_default();
+        let key_bytes = Bytes::from_static(key.as_bytes());
+        let found = reply.partitions.into_iter().find(|partition| holds(&settings, partition, &key_bytes));
+        let partition = found.unwrap_or_default();
         ensure_that(partition.leader != 0, "a leader that is known")?;
         self.say(&format!("\n2. n{} leads p{}, which holds {key}: it is killed now.", partition.leader, partition.id))?;
         cluster.kill(NodeId(partition.leader)).await;

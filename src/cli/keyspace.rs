@@ -133,14 +133,13 @@ pub async fn run(command: Command, options: &Options, output: &mut Output) -> Re
         Command::List => list(options, output).await,
         Command::Show { name } => show(name.unwrap_or_else(|| options.keyspace.clone()), options, output).await,
         Command::Drop { name } => {
-            let request = v1::DropKeyspaceRequest { name: name.clone() };
-            let reply = Remote::connect(options).await?.drop_keyspace(request).await?;
+            let dropped = Remote::connect(options).await?.drop_keyspace(&name).await?;
             match output.format {
-                Format::Json => output.json(&json!({ "dropped": reply.dropped, "keyspace": name }))?,
-                Format::Table if reply.dropped => output.line(&format!("dropped {name}"))?,
+                Format::Json => output.json(&json!({ "dropped": dropped, "keyspace": name }))?,
+                Format::Table if dropped => output.line(&format!("dropped {name}"))?,
                 Format::Table | Format::Plain => {}
             }
-            if reply.dropped { Ok(()) } else { Err(Failure::NotFound(format!("not found: keyspace {name}"))) }
+            if dropped { Ok(()) } else { Err(Failure::NotFound(format!("not found: keyspace {name}"))) }
         }
     }
 }
@@ -167,7 +166,7 @@ async fn create(args: &Create, options: &Options, output: &mut Output) -> Result
 }
 
 async fn list(options: &Options, output: &mut Output) -> Result<(), Failure> {
-    let keyspaces = Remote::connect(options).await?.list_keyspaces(v1::ListKeyspacesRequest {}).await?.keyspaces;
+    let keyspaces = Remote::connect(options).await?.keyspaces().await?;
     match output.format {
         Format::Json => keyspaces.iter().try_for_each(|keyspace| output.json(&keyspace_json(keyspace))),
         Format::Plain => keyspaces.iter().try_for_each(|keyspace| output.line(&keyspace.name)),
@@ -188,7 +187,7 @@ async fn list(options: &Options, output: &mut Output) -> Result<(), Failure> {
 }
 
 async fn show(name: String, options: &Options, output: &mut Output) -> Result<(), Failure> {
-    let reply = Remote::connect(options).await?.get_keyspace(v1::GetKeyspaceRequest { name }).await?;
+    let reply = Remote::connect(options).await?.keyspace(&name).await?;
     let keyspace = reply.keyspace.clone().unwrap_or_default();
     match output.format {
         Format::Json => {

@@ -61,6 +61,9 @@ pub struct Get {
     key: Key,
     #[command(flatten)]
     read: ReadArgs,
+    /// With --consistency eventual: believe the first replica that does not have the key
+    #[arg(long)]
+    no_confirm_absent: bool,
 }
 
 /// What must hold of a row before it is written.
@@ -261,11 +264,9 @@ async fn get(
     output: &mut Output,
 ) -> Result<(), Failure> {
     let key = args.key.bytes(keys)?;
-    let request = v1::GetRequest {
-        keyspace: options.keyspace.clone(),
-        key: key.clone(),
-        options: Some(args.read.read_options(&options.consistency)?),
-    };
+    let mut read = args.read.read_options(&options.consistency)?;
+    read.confirm_absent = args.no_confirm_absent.then_some(false);
+    let request = v1::GetRequest { keyspace: options.keyspace.clone(), key: key.clone(), options: Some(read) };
     let reply = remote.get(request).await?;
     let row = reply.row.clone().filter(|_| reply.found);
     match (output.format, &row) {

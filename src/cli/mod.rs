@@ -32,7 +32,7 @@ use std::process::ExitCode;
 ///
 /// Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 condition not met, 5 unavailable, 6 outcome of a write unknown.
 #[derive(Parser, Debug)]
-#[command(name = "meridian", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "meridian", version, max_term_width = 100)]
 pub struct Cli {
     #[command(flatten)]
     options: Options,

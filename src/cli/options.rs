@@ -124,9 +124,6 @@ pub struct ReadArgs {
     /// If the consistency cannot be had, answer as eventual and say so
     #[arg(long)]
     pub degrade: bool,
-    /// Eventual gets: believe the first replica that does not have the key
-    #[arg(long)]
-    pub no_confirm_absent: bool,
 }
 
 impl ReadArgs {
@@ -141,9 +138,6 @@ impl ReadArgs {
                 return Err(Failure::Usage("error: --degrade means nothing with --consistency eventual".to_owned()));
             }
             options.set_on_unavailable(v1::OnUnavailable::Degrade);
-        }
-        if self.no_confirm_absent {
-            options.confirm_absent = Some(false);
         }
         Ok(options)
     }
@@ -184,13 +178,10 @@ mod tests {
     #[test]
     fn read_options_say_what_was_asked() {
         let bounded = Level::Bounded { staleness_ms: 5 };
-        let options = ReadArgs { degrade: true, no_confirm_absent: false }.read_options(&bounded).unwrap();
+        let options = ReadArgs { degrade: true }.read_options(&bounded).unwrap();
         assert_eq!(options.consistency(), v1::Consistency::Bounded);
         assert_eq!(options.max_staleness_ms, 5);
         assert_eq!(options.on_unavailable(), v1::OnUnavailable::Degrade);
-        assert_eq!(options.confirm_absent, None);
-        let eventual = ReadArgs { degrade: false, no_confirm_absent: true }.read_options(&Level::Eventual).unwrap();
-        assert_eq!(eventual.confirm_absent, Some(false));
-        assert!(ReadArgs { degrade: true, no_confirm_absent: false }.read_options(&Level::Eventual).is_err());
+        assert!(ReadArgs { degrade: true }.read_options(&Level::Eventual).is_err());
     }
 }

@@ -1,131 +1,153 @@
-//! The cluster as the commands see it: one method per call of the API, errors as [`Error`].
+//! The cluster as the commands see it: the client library, one method per call of the API, errors as [`Error`].
 //!
-//! Invariant: every call has a deadline, and an error of a write always carries its outcome.
+//! Invariant: every call has a deadline; a command that reads the state of the cluster never takes longer than that.
 
 use super::{options::Options, text::KeyText};
 use crate::{
-    error::{Error, Outcome, Reason},
+    client::Client,
+    error::{Error, Reason},
     key::KeyKind,
-    proto::{self, v1},
+    proto::v1::{self, reply, request},
 };
 use std::{future::Future, time::Duration};
-use tonic::transport::{Channel, Endpoint};
 
-/// Time for one attempt to connect.
-const CONNECT_MS_MAX: u64 = 1_000;
-/// Largest message accepted: a page is cut at 1 MiB, one row may lie above.
-const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// The keyspace that always exists, with keys of bytes.
+const KEYSPACE_DEFAULT: &str = "default";
+/// Time to find a first node, however short the deadline of requests.
+const CONNECT_MIN: Duration = Duration::from_secs(1);
 
 /// A connection to the cluster.
 #[derive(Clone, Debug)]
 pub struct Remote {
-    channel: Channel,
+    client: Client,
     deadline: Duration,
 }
 
-type Answer<T> = Result<tonic::Response<T>, tonic::Status>;
-
 macro_rules! calls {
-    ($($(#[$doc:meta])* $name:ident($request:ident) -> $reply:ident = $client:ty, $write:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident($request:ident) -> $reply:ident = $op:ident, $result:ident;)*) => {
         impl Remote {
             $($(#[$doc])*
             ///
             /// # Errors
             /// As the cluster answered, or why it could not be asked.
             pub async fn $name(&self, request: v1::$request) -> Result<v1::$reply, Error> {
-                let mut client = <$client>::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-                self.within(client.$name(request), $write).await
+                match self.client.execute(request::Op::$op(request), self.deadline).await? {
+                    reply::Result::$result(reply) => Ok(reply),
+                    _ => Err(Error::new(Reason::Internal, "the answer is not one to this request")),
+                }
             })*
         }
     };
 }
 
-type Kv = v1::kv_client::KvClient<Channel>;
-type Admin = v1::admin_client::AdminClient<Channel>;
-type Topology = v1::topology_client::TopologyClient<Channel>;
-
 calls! {
     /// Reads one row.
-    get(GetRequest) -> GetReply = Kv, false;
+    get(GetRequest) -> GetReply = Get, Get;
     /// Writes one row.
-    put(PutRequest) -> WriteReply = Kv, true;
+    put(PutRequest) -> WriteReply = Put, Write;
     /// Deletes one row.
-    delete(DeleteRequest) -> WriteReply = Kv, true;
+    delete(DeleteRequest) -> WriteReply = Delete, Write;
     /// Replaces or deletes a row under a condition.
-    compare_and_set(CompareAndSetRequest) -> WriteReply = Kv, true;
+    compare_and_set(CompareAndSetRequest) -> WriteReply = CompareAndSet, Write;
     /// Adds to a number.
-    increment(IncrementRequest) -> WriteReply = Kv, true;
+    increment(IncrementRequest) -> WriteReply = Increment, Write;
     /// Writes many rows.
-    write(BatchRequest) -> BatchReply = Kv, true;
+    write(BatchRequest) -> BatchReply = Write, Batch;
     /// Deletes a range.
-    delete_range(DeleteRangeRequest) -> DeleteRangeReply = Kv, true;
+    delete_range(DeleteRangeRequest) -> DeleteRangeReply = DeleteRange, DeleteRange;
     /// Reads a page.
-    scan(ScanRequest) -> ScanReply = Kv, false;
+    scan(ScanRequest) -> ScanReply = Scan, Scan;
     /// Counts rows.
-    count(CountRequest) -> CountReply = Kv, false;
-    /// Forms the cluster.
-    init(InitRequest) -> InitReply = Admin, false;
-    /// How the cluster is.
-    cluster_status(ClusterStatusRequest) -> ClusterStatusReply = Admin, false;
-    /// The nodes.
-    list_nodes(ListNodesRequest) -> ListNodesReply = Admin, false;
-    /// Creates a keyspace.
-    create_keyspace(CreateKeyspaceRequest) -> CreateKeyspaceReply = Admin, false;
-    /// The keyspaces.
-    list_keyspaces(ListKeyspacesRequest) -> ListKeyspacesReply = Admin, false;
-    /// One keyspace.
-    get_keyspace(GetKeyspaceRequest) -> GetKeyspaceReply = Admin, false;
-    /// Drops a keyspace.
-    drop_keyspace(DropKeyspaceRequest) -> DropKeyspaceReply = Admin, false;
-    /// The partitions of a keyspace.
-    list_partitions(ListPartitionsRequest) -> ListPartitionsReply = Topology, false;
-    /// The partition of a key.
-    locate(LocateRequest) -> LocateReply = Topology, false;
+    count(CountRequest) -> CountReply = Count, Count;
 }
 
 impl Remote {
-    /// Connects to the first endpoint that answers.
+    /// Connects through any of the endpoints.
     ///
     /// # Errors
-    /// `UNREACHABLE` naming every endpoint and why it failed.
+    /// `UNREACHABLE` naming the endpoints, when none answers.
     pub async fn connect(options: &Options) -> Result<Self, Error> {
-        let mut faults = Vec::new();
-        for address in &options.endpoints {
-            let endpoint = Endpoint::from_shared(format!("http://{address}"))
-                .map_err(|error| Error::new(Reason::Unreachable, format!("{address}: {error}")))?
-                .connect_timeout(Duration::from_millis(CONNECT_MS_MAX))
-                .tcp_nodelay(true);
-            match endpoint.connect().await {
-                Ok(channel) => return Ok(Self { channel, deadline: options.deadline }),
-                Err(error) => faults.push(format!("{address}: {}", root_cause(&error))),
-            }
-        }
-        Err(Error::new(Reason::Unreachable, format!("no endpoint could be reached: {}", faults.join("; "))))
+        let builder = Client::builder(options.endpoints.clone()).deadline(options.deadline);
+        let client = builder.connect_deadline(options.deadline.max(CONNECT_MIN)).connect().await?;
+        Ok(Self { client, deadline: options.deadline })
     }
 
-    /// How keys of this keyspace are written.
+    /// How keys of the keyspace are written.
     ///
     /// # Errors
     /// `KEYSPACE_UNKNOWN`, or why the cluster could not be asked.
     pub async fn key_text(&self, options: &Options) -> Result<KeyText, Error> {
-        let name = options.keyspace.clone();
-        let keyspace = self.get_keyspace(v1::GetKeyspaceRequest { name }).await?.keyspace.unwrap_or_default();
-        Ok(KeyText { kind: kind_of(&keyspace), hex: options.hex })
+        let kind = match options.keyspace.as_str() {
+            KEYSPACE_DEFAULT => KeyKind::Bytes,
+            name => kind_of(&self.keyspace(name).await?.keyspace.unwrap_or_default()),
+        };
+        Ok(KeyText { kind, hex: options.hex })
     }
 
-    async fn within<T>(&self, call: impl Future<Output = Answer<T>>, write: bool) -> Result<T, Error> {
-        let outcome = |error: Error| match (write, error.outcome) {
-            (true, None) => error.outcome(Outcome::Unknown),
-            _ => error,
-        };
-        match tokio::time::timeout(self.deadline, call).await {
-            Ok(Ok(reply)) => Ok(reply.into_inner()),
-            Ok(Err(status)) => Err(outcome(proto::error_of(&status))),
-            Err(_) => Err(outcome(Error::new(
-                Reason::DeadlineExceeded,
-                format!("no answer within {} ms", self.deadline.as_millis()),
-            ))),
-        }
+    /// Forms the cluster.
+    ///
+    /// # Errors
+    /// Why it could not be formed.
+    pub async fn init(&self, replicas: u32) -> Result<v1::InitReply, Error> {
+        Ok(self.client.admin().init(replicas).await?)
+    }
+
+    /// How the cluster is.
+    ///
+    /// # Errors
+    /// Why it could not be asked.
+    pub async fn cluster_status(&self) -> Result<v1::ClusterStatusReply, Error> {
+        let admin = self.client.admin();
+        self.in_time(async move { Ok(admin.status().await?) }).await
+    }
+
+    /// The nodes.
+    ///
+    /// # Errors
+    /// Why the cluster could not be asked.
+    pub async fn nodes(&self) -> Result<Vec<v1::NodeStatus>, Error> {
+        let admin = self.client.admin();
+        self.in_time(async move { Ok(admin.nodes().await?) }).await
+    }
+
+    /// The keyspaces by name.
+    ///
+    /// # Errors
+    /// Why the cluster could not be asked.
+    pub async fn keyspaces(&self) -> Result<Vec<v1::Keyspace>, Error> {
+        let admin = self.client.admin();
+        self.in_time(async move { Ok(admin.keyspaces().await?) }).await
+    }
+
+    /// One keyspace, its partitions, and what it survives.
+    ///
+    /// # Errors
+    /// `KEYSPACE_UNKNOWN`, or why the cluster could not be asked.
+    pub async fn keyspace(&self, name: &str) -> Result<v1::GetKeyspaceReply, Error> {
+        let admin = self.client.admin();
+        self.in_time(async move { Ok(admin.keyspace(name).await?) }).await
+    }
+
+    /// Creates a keyspace.
+    ///
+    /// # Errors
+    /// Why it was not created.
+    pub async fn create_keyspace(&self, request: v1::CreateKeyspaceRequest) -> Result<v1::CreateKeyspaceReply, Error> {
+        Ok(self.client.admin().create_keyspace(request).await?)
+    }
+
+    /// Drops a keyspace; false if there was none.
+    ///
+    /// # Errors
+    /// Why it was not dropped.
+    pub async fn drop_keyspace(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.client.admin().drop_keyspace(name).await?)
+    }
+
+    async fn in_time<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let late =
+            |_| Error::new(Reason::DeadlineExceeded, format!("no answer within {} ms", self.deadline.as_millis()));
+        tokio::time::timeout(self.deadline, call).await.map_err(late)?
     }
 }
 
@@ -136,12 +158,4 @@ pub fn kind_of(keyspace: &v1::Keyspace) -> KeyKind {
         v1::KeyKind::Integer => KeyKind::Integer { max: keyspace.max },
         v1::KeyKind::Bytes | v1::KeyKind::Unspecified => KeyKind::Bytes,
     }
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

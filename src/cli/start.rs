@@ -87,7 +87,7 @@ impl Start {
     fn node_config(&self) -> Result<NodeConfig, Failure> {
         let (config, warnings) = resolve(&self.layers()?).map_err(|faults| {
             let lines: Vec<String> = faults.iter().map(|fault| format!("  {fault}")).collect();
-            Failure::Usage(format!("error: the configuration has {} faults:\n{}", faults.len(), lines.join("\n")))
+            Failure::Usage(format!("error: the configuration is wrong:\n{}", lines.join("\n")))
         })?;
         for warning in warnings {
             eprintln!("warning: {warning}");
