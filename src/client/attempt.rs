@@ -1,0 +1,379 @@
+//! One request to one partition: which replica to ask, what an error means, when to try again and when to stop.
+//!
+//! Invariants:
+//! * a write is tried again only if nothing of it can have been proposed, or it carries a session and goes out under
+//!   the same sequence with the same content;
+//! * an error says "not applied" only if every attempt was refused before it was proposed, or the last one was settled
+//!   by the log itself;
+//! * every wait is bounded, by its own constant and by the deadline.
+
+use super::{
+    query::Serve,
+    router::{Caller, Router},
+};
+use crate::{
+    env,
+    error::{Code, Error, Outcome, Reason},
+    key::{NodeId, PartitionId},
+    placement::{Map, Partition},
+    proto::v1::{self, reply, request},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// No attempt at an idempotent request is given less than this, unless the deadline is nearer.
+pub(crate) const ATTEMPT_MIN: Duration = Duration::from_millis(500);
+/// Wait after the first round of attempts in which every replica refused.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+/// Longest wait between two rounds.
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// Without a quorum (or any contact) for this long, a request fails instead of waiting for its deadline.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// Longest wait for a newer map at once.
+pub(crate) const REFRESH_MAX: Duration = Duration::from_millis(300);
+/// Changes of the map that a request follows without waiting.
+const MOVES_FREE: u32 = 3;
+
+/// How long a request goes on while nobody can serve it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Patience {
+    /// To the deadline while an election may be going on, [`PATIENCE`] without a quorum.
+    Usual,
+    /// [`PATIENCE`] in either case: there is another way to answer.
+    Short,
+    /// Every replica is asked once.
+    Once,
+}
+
+/// Whether a request writes, and whether it may be sent twice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Effect {
+    /// It reads.
+    Read,
+    /// It writes under a session and sequence: sending it again is safe.
+    Write,
+}
+
+/// Where a request belongs in a map: `None` if the map does not know, an error if nowhere.
+pub(crate) type Place<'a> = &'a (dyn Fn(&Map) -> Result<Option<PartitionId>, Error> + Send + Sync);
+
+/// One request to the partition that `place` finds.
+pub(crate) struct Job<'a> {
+    pub(crate) place: Place<'a>,
+    pub(crate) op: &'a request::Op,
+    pub(crate) tokens: Option<v1::Tokens>,
+    pub(crate) serve: Serve,
+    pub(crate) effect: Effect,
+    pub(crate) patience: Patience,
+    /// It may take long by itself: counts and ranged deletes.
+    pub(crate) heavy: bool,
+    pub(crate) deadline: Instant,
+}
+
+/// An answer and where it came from.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) partition: PartitionId,
+    pub(crate) node: NodeId,
+    pub(crate) result: reply::Result,
+}
+
+/// What has been tried so far.
+struct Tries {
+    /// Nodes asked in this round.
+    asked: BTreeSet<NodeId>,
+    /// The last refusal of each node, for the error at the end.
+    refusals: BTreeMap<NodeId, Reason>,
+    round_began: Instant,
+    /// Nobody in this round had contact with a quorum.
+    round_hopeless: bool,
+    /// Somebody in this round answered that it cannot be fresh enough.
+    round_stale: bool,
+    /// The map may be old.
+    map_doubtful: bool,
+    hopeless_since: Option<Instant>,
+    /// An attempt may have been proposed.
+    ambiguous: bool,
+    attempts: u32,
+    rounds: u32,
+    moves: u32,
+    last: Option<Error>,
+}
+
+impl<C: Caller> Router<C> {
+    /// Runs a request to its answer or to the error that the user sees.
+    pub(crate) async fn run(&self, job: &Job<'_>) -> Result<Served, Error> {
+        let mut tries = Tries::new();
+        loop {
+            let map = self.routing().map();
+            let place = (job.place)(&map).map_err(|error| tries.finish(job, error))?;
+            let partition = place.and_then(|id| map.partition(id));
+            tries.map_doubtful |= partition.is_none();
+            let node = partition.and_then(|partition| self.pick(partition, job.serve, &tries.asked));
+            let (Some(partition), Some(node)) = (partition, node) else {
+                self.next_round(job, &mut tries, &map).await?;
+                continue;
+            };
+            let error = match self.attempt(job, partition.id, node, &mut tries).await {
+                Ok(result) => return Ok(Served { partition: partition.id, node, result }),
+                Err(error) => error,
+            };
+            if let Some(hint) = &error.hint {
+                self.routing().learn(hint);
+                if hint.map_version > map.version() {
+                    self.refresh(map.version()).await;
+                    tries.moved(self.routing().look().version() > map.version());
+                }
+            }
+            tries.judge(job, node, error)?;
+        }
+    }
+
+    /// Sends a request to one node's replica and waits for what it says.
+    pub(crate) async fn ask(
+        &self,
+        partition: PartitionId,
+        node: NodeId,
+        (op, tokens): (&request::Op, Option<v1::Tokens>),
+        deadline: Instant,
+    ) -> Result<reply::Result, Error> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let request = v1::Request {
+            id: 0,
+            deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1),
+            route: Some(v1::Route { partition: partition.0, tokens }),
+            op: Some(op.clone()),
+        };
+        let answer = match self.caller().call(node, request, deadline).await {
+            Ok(v1::Reply { result: Some(reply::Result::Error(error)), .. }) => Err(Error::from(error)),
+            Ok(v1::Reply { result: Some(result), .. }) => Ok(result),
+            Ok(v1::Reply { result: None, .. }) => Err(Error::new(Reason::Internal, format!("{node} answered nothing"))),
+            Err(error) => Err(error),
+        };
+        match &answer {
+            Err(error) if is_contact_lost(error.reason) => self.suspect(node),
+            _ => self.trust(node),
+        }
+        answer
+    }
+
+    async fn attempt(
+        &self,
+        job: &Job<'_>,
+        partition: PartitionId,
+        node: NodeId,
+        tries: &mut Tries,
+    ) -> Result<reply::Result, Error> {
+        let now = Instant::now();
+        let left = job.deadline.saturating_duration_since(now);
+        if left.is_zero() {
+            return Err(Error::new(Reason::DeadlineExceeded, "the deadline passed").outcome(Outcome::NotApplied));
+        }
+        tries.attempts += 1;
+        let share = if job.heavy { left / 2 } else { left / 4 };
+        let deadline = (now + share.max(ATTEMPT_MIN)).min(job.deadline);
+        self.ask(partition, node, (job.op, job.tokens), deadline).await
+    }
+
+    /// The next replica to ask: the leader or the nearest first, nodes that just failed last.
+    fn pick(&self, partition: &Partition, serve: Serve, asked: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let members = &partition.members;
+        let (first, start) = match serve {
+            Serve::Leader | Serve::LeaderFirst => (self.routing().leader(partition.id).map(|leader| leader.node), 0),
+            Serve::Anyone => {
+                let near = self.caller().prefer().filter(|node| members.iter().any(|member| member.node == *node));
+                (near, if near.is_some() { 0 } else { self.rotate() })
+            }
+        };
+        let others = (0..members.len()).map(|i| members[(start + i) % members.len()].node);
+        let mut open = first.into_iter().chain(others).filter(|node| !asked.contains(node));
+        if !self.has_suspects() {
+            return open.next();
+        }
+        let open: Vec<NodeId> = open.collect();
+        open.iter().find(|node| !self.is_suspect(**node)).or_else(|| open.first()).copied()
+    }
+
+    /// Everyone was asked: gives up, or waits a little and begins again.
+    async fn next_round(&self, job: &Job<'_>, tries: &mut Tries, map: &Map) -> Result<(), Error> {
+        let now = Instant::now();
+        if tries.round_stale || (job.patience == Patience::Once && tries.attempts > 0) {
+            return Err(tries.give_up(job));
+        }
+        let waits = job.patience == Patience::Usual && !tries.round_hopeless;
+        tries.hopeless_since = if waits { None } else { tries.hopeless_since.or(Some(tries.round_began)) };
+        if tries.hopeless_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE) {
+            return Err(tries.give_up(job));
+        }
+        let pause = tries.pause();
+        if now + pause >= job.deadline {
+            return Err(tries.give_up(job));
+        }
+        if tries.map_doubtful {
+            self.refresh_until(map.version(), (now + REFRESH_MAX).min(job.deadline)).await;
+        }
+        tokio::time::sleep_until(now + pause).await;
+        tries.begin_round();
+        Ok(())
+    }
+
+    async fn refresh(&self, than: u64) {
+        self.refresh_until(than, Instant::now() + REFRESH_MAX).await;
+    }
+
+    pub(crate) async fn refresh_until(&self, than: u64, deadline: Instant) {
+        // Without a newer map the request goes on with the one it has.
+        let _ = tokio::time::timeout_at(deadline, self.caller().refresh(than)).await;
+    }
+}
+
+impl Tries {
+    fn new() -> Self {
+        Self {
+            asked: BTreeSet::new(),
+            refusals: BTreeMap::new(),
+            round_began: Instant::now(),
+            round_hopeless: true,
+            round_stale: false,
+            map_doubtful: false,
+            hopeless_since: None,
+            ambiguous: false,
+            attempts: 0,
+            rounds: 0,
+            moves: 0,
+            last: None,
+        }
+    }
+
+    fn begin_round(&mut self) {
+        self.asked.clear();
+        self.round_began = Instant::now();
+        self.round_hopeless = true;
+        self.map_doubtful = false;
+        self.rounds += 1;
+    }
+
+    /// A newer map has come, or has not.
+    fn moved(&mut self, newer: bool) {
+        if newer && self.moves < MOVES_FREE {
+            self.moves += 1;
+            self.asked.clear();
+        }
+    }
+
+    /// Takes an error of one attempt: the error that ends the request, or go on.
+    fn judge(&mut self, job: &Job<'_>, node: NodeId, error: Error) -> Result<(), Error> {
+        if job.effect == Effect::Write && !is_definite(&error) {
+            self.ambiguous = true;
+        }
+        self.refusals.insert(node, error.reason);
+        self.asked.insert(node);
+        let over = Instant::now() >= job.deadline;
+        match error.reason {
+            Reason::NoQuorum => {}
+            reason if is_contact_lost(reason) => {}
+            Reason::NotLeader | Reason::LeaderUnknown | Reason::OutcomeUnknown | Reason::Overloaded => {
+                self.round_hopeless = false;
+            }
+            Reason::WrongPartition => {
+                self.round_hopeless = false;
+                self.map_doubtful = true;
+            }
+            Reason::TooStale => self.round_stale = true,
+            _ => return Err(self.finish(job, error)),
+        }
+        self.last = Some(error);
+        if over { Err(self.give_up(job)) } else { Ok(()) }
+    }
+
+    fn pause(&self) -> Duration {
+        let full = PAUSE_MIN.saturating_mul(1 << self.rounds.min(5)).min(PAUSE_MAX);
+        let jittered = full / 2 + full.mul_f64((env::random_u64() % 1_000) as f64 / 2_000.0);
+        match &self.last {
+            Some(error) if error.reason == Reason::Overloaded => {
+                jittered.max(Duration::from_millis(error.retry_after_ms.into()).min(PAUSE_MAX))
+            }
+            _ => jittered,
+        }
+    }
+
+    /// The error of a request that nobody could serve.
+    fn give_up(&self, job: &Job<'_>) -> Error {
+        let lost = self.refusals.values().all(|reason| *reason == Reason::NoQuorum || is_contact_lost(*reason));
+        let no_quorum = self.refusals.values().any(|reason| *reason == Reason::NoQuorum);
+        let asked: Vec<String> =
+            self.refusals.iter().map(|(node, reason)| format!("{node}: {}", reason.as_str())).collect();
+        let asked = asked.join(", ");
+        let error = match &self.last {
+            None => Error::new(Reason::LeaderUnknown, "no node is known that holds this part of the keyspace"),
+            Some(_) if lost && no_quorum => Error::new(
+                Reason::NoQuorum,
+                format!(
+                    "too few members of the partition are in contact for a quorum ({asked}); eventual reads are still \
+                     answered by each member that runs"
+                ),
+            )
+            .with("still_possible", "EVENTUAL reads"),
+            Some(last) if lost && last.reason != Reason::NotInitialized => {
+                let reason = if last.reason == Reason::DeadlineExceeded { last.reason } else { Reason::Unreachable };
+                Error::new(reason, format!("no member of the partition answered ({asked}): {}", last.message))
+            }
+            Some(last) if matches!(last.reason, Reason::NotLeader | Reason::WrongPartition) => Error::new(
+                Reason::LeaderUnknown,
+                format!("no replica accepted the request before its deadline ({asked}): {}", last.message),
+            ),
+            Some(last) => last.clone(),
+        };
+        self.finish(job, Error { hint: None, ..error }.with("members", asked).with("attempts", self.attempts))
+    }
+
+    /// An error with what is known of the write over all attempts.
+    fn finish(&self, job: &Job<'_>, error: Error) -> Error {
+        match job.effect {
+            Effect::Read => Error { outcome: None, ..error },
+            Effect::Write if self.ambiguous && !is_settled(error.reason) => Error {
+                metadata: error.metadata,
+                ..Error::new(
+                    Reason::OutcomeUnknown,
+                    format!(
+                        "the write was sent and may have been applied, or may still be; the last attempt ended with {}: {}",
+                        error.reason.as_str(),
+                        error.message
+                    ),
+                )
+            }
+            .with("cause", error.reason.as_str())
+            .outcome(Outcome::Unknown),
+            Effect::Write => error.outcome(Outcome::NotApplied),
+        }
+    }
+}
+
+/// The log itself decided, under the write's own sequence: earlier attempts have been or will be answered the same.
+const fn is_settled(reason: Reason) -> bool {
+    matches!(reason, Reason::NotFound | Reason::NotANumber | Reason::NumberOverflow)
+}
+
+/// Whether a refused write has certainly not been proposed by that attempt.
+fn is_definite(error: &Error) -> bool {
+    match error.outcome {
+        Some(outcome) => outcome == Outcome::NotApplied,
+        None => {
+            matches!(error.reason, Reason::NotLeader | Reason::WrongPartition | Reason::NotInitialized)
+                || error.reason.code() == Code::InvalidArgument
+        }
+    }
+}
+
+const fn is_contact_lost(reason: Reason) -> bool {
+    matches!(reason, Reason::Unreachable | Reason::Stopping | Reason::DeadlineExceeded | Reason::NotInitialized)
+}
+
+/// Whether a read may be answered in a weaker way, or a part of a scan left out, after this error.
+pub(crate) const fn is_unavailable(reason: Reason) -> bool {
+    matches!(reason, Reason::NoQuorum | Reason::LeaderUnknown | Reason::TooStale | Reason::Overloaded)
+        || (is_contact_lost(reason) && !matches!(reason, Reason::NotInitialized))
+}

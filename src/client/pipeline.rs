@@ -1,0 +1,326 @@
+//! A connection to one node over `Kv.Pipeline`: one stream carries every request, whatever waits goes out as one
+//! message, and answers come back in any order.
+//!
+//! A connection is made when the first request asks for one. When it is lost, everything in flight fails at once; for
+//! a short while after that requests fail without trying, so that the caller turns to another node.
+//!
+//! Invariants:
+//! * a request is answered once: by the node, by its deadline, or by the loss of the connection;
+//! * "not applied" is said only of requests that were never written to the stream;
+//! * requests in flight, queued messages and their bytes are bounded.
+
+use crate::{
+    env,
+    error::{Error, Outcome, Reason},
+    proto::{
+        self,
+        v1::{self, kv_client::KvClient},
+    },
+};
+use parking_lot::Mutex;
+use prost::Message as _;
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// Requests to one node that may await their answers.
+pub const IN_FLIGHT_MAX: usize = 16_384;
+/// Requests in one message.
+const MESSAGE_REQUESTS_MAX: usize = 4_096;
+/// A message is closed when it has grown to this; one request may exceed it.
+const MESSAGE_BYTES: usize = 1 << 20;
+/// Messages handed to the stream and not yet taken by it.
+const MESSAGES_QUEUED_MAX: usize = 2;
+/// Largest message accepted from a node.
+pub const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Longest wait for a connection or for its stream to open.
+pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// Requests fail without trying for this long after a connection was lost or refused.
+const DOWN_FOR: Duration = Duration::from_millis(100);
+/// A connection without traffic is probed after this long.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
+/// A probe not answered within this long ends the connection.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(3);
+/// HTTP/2 flow control: bytes a node may send ahead.
+const WINDOW_BYTES: u32 = 8 << 20;
+
+/// A connection to one node. Dropping it ends the connection.
+#[derive(Debug)]
+pub struct Pipeline {
+    address: String,
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<v1::Request>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    slots: Semaphore,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last_id: u64,
+    waiting: BTreeMap<u64, Waiting>,
+    /// Why and until when requests fail at once.
+    down: Option<(Instant, String)>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    sent: bool,
+    answer: oneshot::Sender<Result<v1::Reply, Error>>,
+}
+
+impl Pipeline {
+    /// A connection to be made to `address` (`host:port`). Must be called inside a Tokio runtime.
+    ///
+    /// # Errors
+    /// When the address is malformed.
+    pub fn new(address: &str) -> Result<Self, Error> {
+        let endpoint = endpoint(address)?;
+        let shared = Arc::new(Shared { slots: Semaphore::new(IN_FLIGHT_MAX), state: Mutex::default() });
+        let (queue, queued) = mpsc::channel(IN_FLIGHT_MAX);
+        env::spawn(Arc::clone(&shared).run(queued, endpoint));
+        Ok(Self { address: address.to_owned(), shared, queue })
+    }
+
+    /// Where it leads.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Sends a request (its id is replaced) and waits for the answer, at most until `deadline`.
+    ///
+    /// # Errors
+    /// `UNREACHABLE`, `DEADLINE_EXCEEDED` or `OVERLOADED`; the outcome says `NotApplied` if it was never sent, otherwise
+    /// `Unknown`. Errors of the node are inside the reply.
+    pub async fn call(&self, mut request: v1::Request, deadline: Instant) -> Result<v1::Reply, Error> {
+        let Ok(slot) = timeout_at(deadline, self.shared.slots.acquire()).await else {
+            return Err(self.overloaded());
+        };
+        let _slot = slot.expect("the semaphore is never closed");
+        let (id, answer) = self.shared.begin(&self.address)?;
+        let waiting = Guard { shared: &self.shared, id };
+        request.id = id;
+        if let Err(error) = self.queue.try_send(request) {
+            return Err(match error {
+                mpsc::error::TrySendError::Full(_) => self.overloaded(),
+                mpsc::error::TrySendError::Closed(_) => unreachable(&self.address, "the connection's task has ended")
+                    .outcome(Outcome::NotApplied),
+            });
+        }
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(unreachable(&self.address, "the connection was dropped").outcome(Outcome::Unknown)),
+            Err(_) => {
+                let sent = waiting.end();
+                let outcome = if sent { Outcome::Unknown } else { Outcome::NotApplied };
+                Err(Error::new(Reason::DeadlineExceeded, format!("{} did not answer in time", self.address))
+                    .outcome(outcome))
+            }
+        }
+    }
+
+    fn overloaded(&self) -> Error {
+        Error::new(
+            Reason::Overloaded,
+            format!("{IN_FLIGHT_MAX} requests to {} are in flight, the limit", self.address),
+        )
+        .outcome(Outcome::NotApplied)
+    }
+}
+
+/// Forgets a request whose caller has left.
+struct Guard<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Guard<'_> {
+    /// Gives up waiting: whether the request had been sent.
+    fn end(&self) -> bool {
+        self.shared.state.lock().waiting.remove(&self.id).is_none_or(|waiting| waiting.sent)
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Shared {
+    /// Enters a request.
+    fn begin(&self, address: &str) -> Result<(u64, oneshot::Receiver<Result<v1::Reply, Error>>), Error> {
+        let mut state = self.state.lock();
+        if let Some((until, why)) = &state.down {
+            if Instant::now() < *until {
+                return Err(unreachable(address, why).outcome(Outcome::NotApplied));
+            }
+            state.down = None;
+        }
+        state.last_id += 1;
+        let id = state.last_id;
+        let (answer, answered) = oneshot::channel();
+        state.waiting.insert(id, Waiting { sent: false, answer });
+        Ok((id, answered))
+    }
+
+    async fn run(self: Arc<Self>, mut queue: mpsc::Receiver<v1::Request>, endpoint: Endpoint) {
+        let mut batch = Vec::new();
+        while queue.recv_many(&mut batch, MESSAGE_REQUESTS_MAX).await > 0 {
+            let why = match self.connected(&mut queue, &mut batch, &endpoint).await {
+                Ok(()) => "the connection was closed".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            tracing::debug!(address = %endpoint.uri(), why, "connection over");
+            batch.clear();
+            self.fail_all(&endpoint.uri().to_string(), &why);
+        }
+    }
+
+    /// One connection from its beginning to its end. `batch` holds the first requests.
+    async fn connected(
+        &self,
+        queue: &mut mpsc::Receiver<v1::Request>,
+        batch: &mut Vec<v1::Request>,
+        endpoint: &Endpoint,
+    ) -> Result<(), Error> {
+        let channel = within(async { endpoint.connect().await.map_err(|e| refused(&e)) }).await?;
+        let mut client =
+            KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX).max_encoding_message_size(usize::MAX);
+        let (out, outgoing) = mpsc::channel(MESSAGES_QUEUED_MAX);
+        let opened = client.pipeline(ReceiverStream::new(outgoing));
+        let mut answers =
+            within(async { opened.await.map_err(|status| proto::error_of(&status)) }).await?.into_inner();
+        let read = async {
+            while let Some(reply) = answers.message().await.map_err(|status| proto::error_of(&status))? {
+                self.answer(reply);
+            }
+            Ok(())
+        };
+        let write = async {
+            loop {
+                while let Some(message) = self.next_message(batch) {
+                    if out.send(message).await.is_err() {
+                        // The reading side learns why.
+                        return std::future::pending().await;
+                    }
+                }
+                if queue.recv_many(batch, MESSAGE_REQUESTS_MAX).await == 0 {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            ended = read => ended,
+            () = write => Ok(()),
+        }
+    }
+
+    /// Takes requests that are still waited for out of `batch`, up to one message, and marks them as sent.
+    fn next_message(&self, batch: &mut Vec<v1::Request>) -> Option<v1::PipelineRequest> {
+        let mut bytes = 0;
+        let take = batch.iter().take_while(|request| {
+            let fits = bytes < MESSAGE_BYTES;
+            bytes += request.encoded_len();
+            fits
+        });
+        let take = take.count();
+        let mut state = self.state.lock();
+        let requests: Vec<v1::Request> = batch
+            .drain(..take)
+            .filter(|request| state.waiting.get_mut(&request.id).map(|waiting| waiting.sent = true).is_some())
+            .collect();
+        drop(state);
+        match requests.is_empty() {
+            true if batch.is_empty() => None,
+            true => self.next_message(batch),
+            false => Some(v1::PipelineRequest { requests }),
+        }
+    }
+
+    fn answer(&self, message: v1::PipelineReply) {
+        let answered: Vec<_> = {
+            let mut state = self.state.lock();
+            let replies = message.replies.into_iter();
+            replies.filter_map(|reply| Some((state.waiting.remove(&reply.id)?, reply))).collect()
+        };
+        for (waiting, reply) in answered {
+            // A caller that has just left needs no answer.
+            let _ = waiting.answer.send(Ok(reply));
+        }
+    }
+
+    fn fail_all(&self, address: &str, why: &str) {
+        let waiting = {
+            let mut state = self.state.lock();
+            state.down = Some((Instant::now() + DOWN_FOR, why.to_owned()));
+            std::mem::take(&mut state.waiting)
+        };
+        for waiting in waiting.into_values() {
+            let outcome = if waiting.sent { Outcome::Unknown } else { Outcome::NotApplied };
+            let _ = waiting.answer.send(Err(unreachable(address, why).outcome(outcome)));
+        }
+    }
+}
+
+fn unreachable(address: &str, why: &str) -> Error {
+    Error::new(Reason::Unreachable, format!("{address}: {why}"))
+}
+
+fn refused(error: &tonic::transport::Error) -> Error {
+    let mut why = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        why = format!("{why}: {cause}");
+        source = cause.source();
+    }
+    Error::new(Reason::Unreachable, why)
+}
+
+async fn within<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match timeout(CONNECT_MAX, work).await {
+        Ok(done) => done,
+        Err(_) => Err(Error::new(Reason::Unreachable, format!("no connection within {} ms", CONNECT_MAX.as_millis()))),
+    }
+}
+
+/// How to reach a node.
+///
+/// # Errors
+/// When the address is malformed.
+pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Error> {
+    let malformed = || Error::field("address", format!("\"{address}\" is not an address; give host:port"));
+    let has_port = address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if !has_port {
+        return Err(malformed());
+    }
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| malformed())?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_MAX)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_MAX)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES))
+}
+
+/// A connection for calls other than the pipeline's.
+pub(crate) async fn connect(address: &str) -> Result<Channel, Error> {
+    let endpoint = endpoint(address)?;
+    within(async { endpoint.connect().await.map_err(|e| refused(&e)) })
+        .await
+        .map_err(|error| unreachable(address, &error.message))
+}
+
+#[cfg(test)]
+mod tests;
