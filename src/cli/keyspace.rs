@@ -104,7 +104,7 @@ impl Create {
         let keys = KeyText { kind, hex };
         let split_at: Vec<Bytes> =
             self.split_at.iter().map(|key| keys.parse(key.as_bytes())).collect::<Result<_, _>>()?;
-        let replicas = self.tolerate.map_or(self.replicas.unwrap_or(0), |failures| 2 * failures + 1);
+        let replicas = self.tolerate.map_or_else(|| self.replicas.unwrap_or(0), |failures| 2 * failures + 1);
         let mut request = v1::CreateKeyspaceRequest {
             name: self.name.clone(),
             max: if let KeyKind::Integer { max } = kind { max } else { 0 },

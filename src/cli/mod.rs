@@ -81,10 +81,8 @@ pub fn main() -> ExitCode {
         .map_err(Failure::from)
         .and_then(|runtime| runtime.block_on(Box::pin(run(cli, &mut output))));
     // What was printed before a failure belongs to the reader, too.
-    let result = result.and(output.flush()).map_err(|failure| {
-        let _best_effort = output.flush();
-        failure
-    });
+    let flushed = output.flush();
+    let result = result.and(flushed);
     match result {
         Ok(()) => ExitCode::from(failure::OK),
         Err(failure) => {

@@ -139,7 +139,7 @@ pub fn bytes_of_argument(text: &[u8], hex: bool) -> Result<Bytes, Error> {
     let digits = text.strip_prefix(b"0x").unwrap_or(text);
     let wrong =
         || Error::new(Reason::InvalidField, format!("{} is not hexadecimal: two digits per byte", printable(text)));
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return Err(wrong());
     }
     digits
