@@ -45,7 +45,8 @@ impl Admin {
     /// # Errors
     /// Of the catalogue.
     pub async fn nodes(&self) -> Result<Vec<v1::NodeStatus>, Error> {
-        let reply = self.call(|channel| async move { admin(channel).list_nodes(v1::ListNodesRequest {}).await }).await?;
+        let reply =
+            self.call(|channel| async move { admin(channel).list_nodes(v1::ListNodesRequest {}).await }).await?;
         Ok(reply.nodes)
     }
 
@@ -56,8 +57,7 @@ impl Admin {
     /// `KEYSPACE_EXISTS` if there is one with other settings; `NAME_INVALID`; `INVALID_FIELD`.
     pub async fn create_keyspace(&self, request: v1::CreateKeyspaceRequest) -> Result<v1::CreateKeyspaceReply, Error> {
         let request = &request;
-        let reply =
-            self.call(|channel| async move { admin(channel).create_keyspace(request.clone()).await }).await?;
+        let reply = self.call(|channel| async move { admin(channel).create_keyspace(request.clone()).await }).await?;
         self.wait_seen(&request.name).await;
         Ok(reply)
     }

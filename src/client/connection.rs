@@ -187,12 +187,7 @@ impl<K: KeyType> Keyspace<K> {
     }
 
     /// Sets a value if something holds of the row.
-    pub fn compare_and_set(
-        &self,
-        key: impl IntoKey<K>,
-        expected: Expected,
-        value: impl IntoBytes,
-    ) -> CompareAndSet<K> {
+    pub fn compare_and_set(&self, key: impl IntoKey<K>, expected: Expected, value: impl IntoBytes) -> CompareAndSet<K> {
         CompareAndSet::new(self.clone(), key.into_key(), expected, Some(value.into_bytes()))
     }
 

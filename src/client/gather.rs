@@ -436,7 +436,8 @@ impl<C: Caller> Router<C> {
             );
             items[index].result = Some(result);
         }
-        let applied = |item: &v1::BatchItemReply| matches!(&item.result, Some(batch_item_reply::Result::Write(w)) if w.applied);
+        let applied =
+            |item: &v1::BatchItemReply| matches!(&item.result, Some(batch_item_reply::Result::Write(w)) if w.applied);
         Ok(v1::BatchReply { applied: items.iter().all(applied), items })
     }
 
@@ -446,11 +447,8 @@ impl<C: Caller> Router<C> {
         batch: v1::BatchRequest,
         deadline: Instant,
     ) -> Result<v1::BatchReply, Error> {
-        let positions: Result<Vec<Bytes>, Error> = batch
-            .items
-            .iter()
-            .map(|item| Ok(crate::key::position(space.layout, query::key_of_item(item)?)))
-            .collect();
+        let positions: Result<Vec<Bytes>, Error> =
+            batch.items.iter().map(|item| Ok(crate::key::position(space.layout, query::key_of_item(item)?))).collect();
         let positions = positions?;
         let place = |map: &Map| one_partition(map, space, positions.iter());
         match self.write(&place, request::Op::Write(batch), None, deadline).await?.result {

@@ -160,7 +160,7 @@ mod tests {
             let token = encode(&query(&all), &position);
             prop_assert_eq!(decode(&query(&all), &token).unwrap(), position);
             let mut damaged = token.to_vec();
-            damaged[at.index(token.len())] ^= 1 << bit;
+            damaged[at.index(token.len())] ^= 1_u8 << bit;
             let error = decode(&query(&all), &damaged.into()).unwrap_err();
             prop_assert_eq!(error.reason, Reason::PageTokenInvalid);
             prop_assert!(decode(&query(&all), &token.slice(..at.index(token.len()))).is_err());

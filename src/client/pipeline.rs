@@ -111,8 +111,9 @@ impl Pipeline {
         if let Err(error) = self.queue.try_send(request) {
             return Err(match error {
                 mpsc::error::TrySendError::Full(_) => self.overloaded(),
-                mpsc::error::TrySendError::Closed(_) => unreachable(&self.address, "the connection's task has ended")
-                    .outcome(Outcome::NotApplied),
+                mpsc::error::TrySendError::Closed(_) => {
+                    unreachable(&self.address, "the connection's task has ended").outcome(Outcome::NotApplied)
+                }
             });
         }
         match timeout_at(deadline, answer).await {
@@ -128,11 +129,8 @@ impl Pipeline {
     }
 
     fn overloaded(&self) -> Error {
-        Error::new(
-            Reason::Overloaded,
-            format!("{IN_FLIGHT_MAX} requests to {} are in flight, the limit", self.address),
-        )
-        .outcome(Outcome::NotApplied)
+        Error::new(Reason::Overloaded, format!("{IN_FLIGHT_MAX} requests to {} are in flight, the limit", self.address))
+            .outcome(Outcome::NotApplied)
     }
 }
 
@@ -197,8 +195,7 @@ impl Shared {
             KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX).max_encoding_message_size(usize::MAX);
         let (out, outgoing) = mpsc::channel(MESSAGES_QUEUED_MAX);
         let opened = client.pipeline(ReceiverStream::new(outgoing));
-        let mut answers =
-            within(async { opened.await.map_err(|status| proto::error_of(&status)) }).await?.into_inner();
+        let mut answers = within(async { opened.await.map_err(|status| proto::error_of(&status)) }).await?.into_inner();
         let read = async {
             while let Some(reply) = answers.message().await.map_err(|status| proto::error_of(&status))? {
                 self.answer(reply);

@@ -184,10 +184,9 @@ pub(crate) fn serve_of(options: Option<&v1::ReadOptions>) -> Result<Serve, Error
     match v1::Consistency::try_from(options.consistency) {
         Ok(v1::Consistency::Unspecified | v1::Consistency::Linearizable) => Ok(Serve::LeaderFirst),
         Ok(v1::Consistency::Lease) => Ok(Serve::Leader),
-        Ok(v1::Consistency::Bounded) if options.max_staleness_ms == 0 => Err(Error::field(
-            "options.max_staleness_ms",
-            "a BOUNDED read needs max_staleness_ms, at least 1",
-        )),
+        Ok(v1::Consistency::Bounded) if options.max_staleness_ms == 0 => {
+            Err(Error::field("options.max_staleness_ms", "a BOUNDED read needs max_staleness_ms, at least 1"))
+        }
         Ok(v1::Consistency::Bounded | v1::Consistency::Session | v1::Consistency::Eventual) => Ok(Serve::Anyone),
         Err(_) => Err(Error::field("options.consistency", "not a value of Consistency; nothing was read")),
     }
@@ -238,7 +237,10 @@ pub fn check_scan(scan: &v1::ScanRequest) -> Result<(), Error> {
         return Err(Error::field("limit", "a limit of 0 asks for nothing; leave it out to get every row"));
     }
     if scan.page_rows > PAGE_ROWS_MAX {
-        return Err(Error::field("page_rows", format!("{} rows in a page, the limit is {PAGE_ROWS_MAX}", scan.page_rows)));
+        return Err(Error::field(
+            "page_rows",
+            format!("{} rows in a page, the limit is {PAGE_ROWS_MAX}", scan.page_rows),
+        ));
     }
     serve_of(scan.options.as_ref()).map(|_| ())
 }
@@ -295,7 +297,8 @@ mod tests {
         {
             let range = v1::KeyRange { lower: bound(b"a", low_in), upper: bound(b"c", high_in) };
             let span = span_of_query(KeyKind::Bytes, Some(&range), &Bytes::new()).unwrap();
-            let got: String = ["", "a", "b", "c", "d"].into_iter().filter(|key| span.contains(key.as_bytes())).collect();
+            let got: String =
+                ["", "a", "b", "c", "d"].into_iter().filter(|key| span.contains(key.as_bytes())).collect();
             assert_eq!(got, want);
             assert_eq!(span_of_range(&range_of_span(&span)), span);
         }
@@ -319,7 +322,9 @@ mod tests {
         assert_eq!(span(numbers(Some((2, true)), Some((10, false)))).unwrap().end, Some(integer_key(10)));
         assert_eq!(span(numbers(Some((2, false)), Some((9, true)))).unwrap().start, integer_key(3));
         assert!(span(numbers(Some((10, true)), Some((10, false)))).unwrap().is_empty());
-        for wrong in [numbers(None, Some((10, true))), numbers(Some((11, true)), None), numbers(None, Some((11, false)))] {
+        for wrong in
+            [numbers(None, Some((10, true))), numbers(Some((11, true)), None), numbers(None, Some((11, false)))]
+        {
             assert_eq!(span(wrong).unwrap_err().reason, Reason::KeyOutOfDomain);
         }
         let short = v1::KeyRange { lower: bound(b"abc", true), upper: None };

@@ -101,8 +101,7 @@ impl Remote {
     async fn follow(&self, address: &str) -> Error {
         let updates = async {
             let channel = pipeline::connect(address).await?;
-            let mut client =
-                TopologyClient::new(channel).max_decoding_message_size(pipeline::ANSWER_BYTES_MAX * 4);
+            let mut client = TopologyClient::new(channel).max_decoding_message_size(pipeline::ANSWER_BYTES_MAX * 4);
             let updates = client.watch(v1::WatchRequest {}).await.map_err(|status| proto::error_of(&status))?;
             Ok::<_, Error>(updates.into_inner())
         };
@@ -155,7 +154,9 @@ impl Remote {
             match timeout_at(deadline, attempt).await {
                 Ok(Err(error)) if matches!(error.reason, Reason::Unreachable | Reason::Stopping) => last = Some(error),
                 Ok(done) => return done,
-                Err(_) => return Err(Error::new(Reason::DeadlineExceeded, format!("{address} did not answer in time"))),
+                Err(_) => {
+                    return Err(Error::new(Reason::DeadlineExceeded, format!("{address} did not answer in time")));
+                }
             }
         }
         Err(last.unwrap_or_else(|| Error::new(Reason::Unreachable, "no address to call")))

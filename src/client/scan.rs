@@ -354,8 +354,7 @@ struct Head {
 
 impl Ord for Head {
     fn cmp(&self, other: &Self) -> Ordering {
-        let ascending =
-            |head: &Self| (head.unbounded, head.key.clone(), head.row, Reverse(head.index));
+        let ascending = |head: &Self| (head.unbounded, head.key.clone(), head.row, Reverse(head.index));
         if self.reverse {
             // An exclusive bound equal to a row's key yields only smaller keys: the row goes first.
             return ascending(self).cmp(&ascending(other));

@@ -127,6 +127,9 @@ mod tests {
     #[test]
     fn the_bytes_are_those_of_format_1() {
         let token = SessionToken::of(PartitionId(2), Seen { index: 3, version: 4 }).encode();
-        assert_eq!(token.as_ref(), [[1].as_slice(), &2u64.to_be_bytes(), &3u64.to_be_bytes(), &4u64.to_be_bytes()].concat());
+        assert_eq!(
+            token.as_ref(),
+            [[1].as_slice(), &2u64.to_be_bytes(), &3u64.to_be_bytes(), &4u64.to_be_bytes()].concat()
+        );
     }
 }
