@@ -8,6 +8,13 @@
 //! * after a failed write or sync no record is acknowledged any more (production ends the process);
 //! * what is recovered per replica is contiguous: no hole between the purge point and the last entry.
 
+mod extent;
+pub mod fjall;
+pub mod memory;
+pub mod snapshots;
+#[cfg(test)]
+mod testing;
+
 use crate::key::{PartitionId, ReplicaId};
 use bytes::Bytes;
 use std::{collections::BTreeMap, io};
@@ -70,4 +77,19 @@ pub trait LogEngine: Send + Sync + 'static {
     /// # Errors
     /// When the stored bytes are damaged or cannot be read; names the place.
     fn recover(&self) -> io::Result<BTreeMap<(PartitionId, ReplicaId), Recovered>>;
+}
+
+/// A node's own few facts: who it is, which cluster it belongs to. Beside the log, and as durable.
+pub trait NodeMeta: Send + Sync + 'static {
+    /// Keeps `value` under `name`. Blocks until it is durable: not for runtime threads.
+    ///
+    /// # Errors
+    /// When it could not be made durable.
+    fn put_meta(&self, name: &str, value: Bytes) -> io::Result<()>;
+
+    /// What is kept under `name`.
+    ///
+    /// # Errors
+    /// When the stored bytes are damaged or cannot be read.
+    fn get_meta(&self, name: &str) -> io::Result<Option<Bytes>>;
 }

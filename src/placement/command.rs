@@ -23,7 +23,7 @@ pub enum Command {
         cluster_id: String,
         /// The node that proposes it; its `cluster_id` and `previous` are not looked at.
         node: RegisterNode,
-        /// Replicas of keyspaces that do not say; 0 means [`super::state::REPLICAS_DEFAULT`].
+        /// Replicas of keyspaces that do not say; 0 means [`super::limits::REPLICAS_DEFAULT`].
         replicas_default: u32,
     },
     /// Makes a process a node, or updates the node that it is.

@@ -1,1 +1,138 @@
+use super::super::hex;
+use super::*;
+use crate::key::{KeyspaceId, PartitionId};
 
+fn process() -> RegisterNode {
+    RegisterNode {
+        cluster_id: "c1".to_owned(),
+        uuid: "u".to_owned(),
+        address: "h:1".to_owned(),
+        zone: "z".to_owned(),
+        weight_milli: 1_500,
+        previous: Some(NodeId(300)),
+    }
+}
+
+fn commands() -> Vec<Command> {
+    let partition = PartitionId(7);
+    let create = CreateKeyspace {
+        name: "ks".to_owned(),
+        kind: KeyKind::Integer { max: 1_000 },
+        layout: Layout::Hashed,
+        replicas: 3,
+        cuts: Cuts::Even(8),
+        avoid: BTreeSet::from([NodeId(2)]),
+    };
+    let cut = CreateKeyspace {
+        kind: KeyKind::Bytes,
+        layout: Layout::Ordered,
+        cuts: Cuts::At(vec![Bytes::from_static(b"m")]),
+        ..create.clone()
+    };
+    let target =
+        Step::SetTarget { partition, epoch: Epoch { bounds: 1, members: 2 }, nodes: vec![NodeId(4), NodeId(5)] };
+    let members = vec![Replica { id: ReplicaId(8), node: NodeId(4) }];
+    vec![
+        Command::Bootstrap { cluster_id: "c1".to_owned(), node: process(), replicas_default: 3 },
+        Command::RegisterNode(process()),
+        Command::CreateKeyspace(create),
+        Command::CreateKeyspace(cut),
+        Command::DropKeyspace { name: "ks".to_owned() },
+        Command::Report { partition, members_epoch: 9, members },
+        Command::Step(target),
+        Command::Step(Step::SetInitializer { partition, from: ReplicaId(8), to: ReplicaId(9) }),
+    ]
+}
+
+#[test]
+fn command_bytes_are_golden_and_come_back() {
+    let golden = [
+        "0100026331026331017503683a31017adc0b01ac0203",
+        "0101026331017503683a31017adc0b01ac02",
+        "0102026b7301e807010300080102",
+        "0102026b730000030101016d0102",
+        "0103026b73",
+        "01040709010804",
+        "010500070102020405",
+        "010501070809",
+    ];
+    let bytes: Vec<Bytes> = commands().iter().map(Command::encode).collect();
+    assert_eq!(bytes.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>(), golden);
+    for (bytes, command) in bytes.iter().zip(commands()) {
+        assert_eq!(Command::decode(bytes), Ok(command));
+    }
+}
+
+fn refusals() -> Vec<(Refusal, Reason)> {
+    let partition = PartitionId(7);
+    let why = || "why".to_owned();
+    vec![
+        (Refusal::NotInitialized, Reason::NotInitialized),
+        (Refusal::ClusterMismatch { ours: why(), theirs: why() }, Reason::ClusterMismatch),
+        (Refusal::IdentityMismatch { uuid: why(), claimed: NodeId(1), known: why() }, Reason::IdentityMismatch),
+        (Refusal::FieldInvalid { field: Field::SplitAt, why: why() }, Reason::InvalidField),
+        (Refusal::NameInvalid(why()), Reason::NameInvalid),
+        (Refusal::KeyspaceExists { name: why(), differs: why() }, Reason::KeyspaceExists),
+        (Refusal::LimitReached { what: why(), limit: 5 }, Reason::Overloaded),
+        (Refusal::PartitionUnknown(partition), Reason::WrongPartition),
+        (Refusal::ReportInvalid { partition, why: why() }, Reason::Internal),
+        (Refusal::StepOutdated { partition, why: why() }, Reason::WrongPartition),
+    ]
+}
+
+#[test]
+fn answer_bytes_are_golden_and_come_back() {
+    let keyspace = Keyspace {
+        id: KeyspaceId(2),
+        name: "ks".to_owned(),
+        kind: KeyKind::Bytes,
+        layout: Layout::Ordered,
+        replicas: 3,
+    };
+    let warnings = vec!["w".to_owned()];
+    let replies = [
+        Reply::Bootstrapped { cluster_id: "c".to_owned(), created: true },
+        Reply::Registered { node: NodeId(5), created: false },
+        Reply::KeyspaceCreated { keyspace, partitions: 8, created: true, warnings },
+        Reply::KeyspaceDropped { dropped: true },
+        Reply::Reported { changed: true },
+        Reply::Stepped,
+    ];
+    let answers: Vec<Answer> =
+        replies.into_iter().map(Ok).chain(refusals().into_iter().map(|(refusal, _)| Err(refusal))).collect();
+    let golden = [
+        "010000016301",
+        "0100010500",
+        "01000202026b730000030801010177",
+        "01000301",
+        "01000401",
+        "010005",
+        "010100",
+        "0101010377687903776879",
+        "010102037768790103776879",
+        "0101030803776879",
+        "01010403776879",
+        "0101050377687903776879",
+        "0101060377687905",
+        "01010707",
+        "0101080703776879",
+        "0101090703776879",
+    ];
+    let bytes: Vec<Bytes> = answers.iter().map(encode_answer).collect();
+    assert_eq!(bytes.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>(), golden);
+    for (bytes, answer) in bytes.iter().zip(answers) {
+        assert_eq!(decode_answer(bytes), Ok(answer));
+    }
+}
+
+#[test]
+fn refusals_become_errors_that_did_not_happen() {
+    for (refusal, reason) in refusals() {
+        let error = Error::from(refusal.clone());
+        assert_eq!((error.reason, error.outcome), (reason, Some(Outcome::NotApplied)), "{refusal:?}");
+        assert_eq!(error.message, refusal.to_string());
+    }
+    let error = Error::from(Refusal::FieldInvalid { field: Field::SplitAt, why: "why".to_owned() });
+    assert_eq!(error.field, "split_at");
+    assert!(Error::from(Refusal::LimitReached { what: "nodes".to_owned(), limit: 1 }).retry_after_ms == 0);
+}

@@ -1,21 +1,28 @@
 //! Who owns what, and what to do next: the map, the ring, the placement driver's replicated state and its planner.
 //!
 //! Pure: no clock, no randomness, no IO, no openraft; time and ids of the outside come in as arguments. The driver is
-//! group 0, replicated by the same code as the data: its log holds encoded [`Command`]s and its machine is `State`.
-//! `plan()` looks at a state and at who is alive and proposes further commands; whoever leads group 0 performs them.
+//! group 0, replicated by the same code as the data: its log holds encoded [`Command`]s and its machine is [`State`].
+//! [`plan()`] looks at a state and at who is alive and proposes further commands; whoever leads group 0 performs them.
 //!
 //! Invariants:
 //! * the partitions of every keyspace tile its order: no gap, no overlap ([`Map::check`]);
-//! * ids of nodes, keyspaces, partitions and replicas are handed out in `State::apply` and never twice;
+//! * ids of nodes, keyspaces, partitions and replicas are handed out in [`State::apply`] and never twice;
 //! * every change of the map raises its version by one; a command that changes nothing does not;
 //! * the same commands in the same order give the same bytes on every machine;
 //! * no step lowers the number of live members above a partition's quorum.
 
 pub mod command;
+pub mod limits;
 pub mod map;
+pub mod plan;
+pub mod ring;
+pub mod state;
 
 pub use command::{Answer, Command, CreateKeyspace, Cuts, Refusal, RegisterNode, Reply, Step};
 pub use map::{Fit, Keyspace, Map, MapDelta, Node, Partition, Phase};
+pub use plan::{Decision, Health, Liveness, plan};
+pub use ring::{Placer, Ring};
+pub use state::State;
 
 use crate::error::{Error, Reason};
 use bytes::Bytes;
@@ -55,4 +62,10 @@ fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, De
         return Err(wrong(format!("{} bytes too many", rest.len())));
     }
     Ok(value)
+}
+
+/// Bytes for golden tests.
+#[cfg(test)]
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

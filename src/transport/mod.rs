@@ -2,11 +2,16 @@
 //! cluster's tests and the simulation.
 //!
 //! A [`Transport`] only moves frames. [`endpoint::Endpoint`] makes calls with deadlines out of them and hands incoming
-//! ones to the [`Service`] registered for their kind.
+//! ones to the [`endpoint::Service`] registered for their kind.
 //!
 //! Invariants:
-//! * frames from one node to another arrive in the order sent, or not at all (a gap is possible, a swap is not);
+//! * frames from one node to another arrive in the order sent, or not at all (a gap is possible, a swap is not); only
+//!   [`Kind::RaftSnapshot`] may overtake and be overtaken by other kinds;
 //! * sending never blocks: a full queue or a lost connection drops frames, and every call has a deadline.
+
+pub mod endpoint;
+pub mod grpc;
+pub mod memory;
 
 use crate::key::NodeId;
 use bytes::Bytes;

@@ -1,0 +1,114 @@
+//! Scans: one page of the part of a range that lies in this partition.
+
+use super::bounds::{NotOwned, Part};
+use super::store::Store;
+use super::table::Row;
+use crate::key::{Span, Tokens, successor};
+use bytes::Bytes;
+
+/// Most rows that one page looks at, whatever it is asked for: readers hold writers up for no longer.
+pub const SCAN_LOOKED_MAX: u64 = 65_536;
+
+/// Which rows to read.
+#[derive(Clone, Debug)]
+pub struct ScanSpec {
+    /// Keys.
+    pub span: Span,
+    /// Hashed layout: only rows whose token lies here. `None`: all. Ordered layout: ignored.
+    pub tokens: Option<Tokens>,
+    /// Largest key first.
+    pub reverse: bool,
+    /// Most rows returned or counted; 0 counts as 1, so that a page always gets on. Counting every row of the
+    /// partition looks at none, and has no limit.
+    pub rows_max: u64,
+    /// Most bytes of keys and values returned; the first row is returned whatever its size.
+    pub bytes_max: u64,
+    /// Leave the values out.
+    pub keys_only: bool,
+    /// Return no rows, only their count.
+    pub count_only: bool,
+}
+
+/// One page.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Page {
+    /// Keys and rows, in the order asked for; the value is empty if only keys were asked for.
+    pub rows: Vec<(Bytes, Row)>,
+    /// Rows returned or counted.
+    pub count: u64,
+    /// Interval of keys that was completely looked at; begins at the leading edge of the asked span.
+    pub covered: Span,
+    /// Hashed layout: interval of tokens that was completely looked at.
+    pub covered_tokens: Option<Tokens>,
+    /// Whether this partition has rows of the asked interval beyond `covered`.
+    pub more: bool,
+}
+
+impl Store {
+    /// Reads a page: the rows of the part of `spec.span` that lies in this partition, up to the limits.
+    ///
+    /// Ordered layout: the leading edge (the start; the end, if `reverse`) must be owned; the page ends at the
+    /// partition's other end at the latest. Hashed layout: rows of the owned tokens only. `covered` says which
+    /// interval the page speaks for, so that the caller goes on exactly there.
+    ///
+    /// # Errors
+    /// When the leading edge, or every token asked for, lies in another partition.
+    pub fn scan(&self, spec: &ScanSpec) -> Result<Page, NotOwned> {
+        let part = self.bounds().part(&spec.span, spec.tokens, spec.reverse)?;
+        let mut page =
+            Page { rows: Vec::new(), count: 0, covered: part.span.clone(), covered_tokens: part.tokens, more: false };
+        if part.span.is_empty() {
+            return Ok(page);
+        }
+        let everything = || part.filter.is_none() && part.span.contains_span(&self.keys_owned());
+        if spec.count_only && everything() {
+            page.count = self.rows();
+            return Ok(page);
+        }
+        let rows = self.table().range(&part.span);
+        let cut = if spec.reverse { page.fill(spec, &part, rows.rev()) } else { page.fill(spec, &part, rows) };
+        if let Some(last) = cut {
+            page.more = true;
+            if spec.reverse {
+                page.covered.start = Bytes::copy_from_slice(last);
+            } else {
+                page.covered.end = Some(successor(last));
+            }
+        }
+        Ok(page)
+    }
+}
+
+impl Page {
+    /// Takes rows until a limit is met; then returns the last key looked at.
+    fn fill<'a>(
+        &mut self,
+        spec: &ScanSpec,
+        part: &Part,
+        rows: impl Iterator<Item = (&'a [u8], &'a Row)>,
+    ) -> Option<&'a [u8]> {
+        let rows_max = spec.rows_max.max(1);
+        let (mut looked, mut bytes) = (0, 0);
+        let mut last = None;
+        for (key, row) in rows {
+            if looked == SCAN_LOOKED_MAX {
+                return last;
+            }
+            if part.wants(key) {
+                bytes += (key.len() + if spec.keys_only { 0 } else { row.value.len() }) as u64;
+                let full = self.count == rows_max || (bytes > spec.bytes_max && self.count > 0 && !spec.count_only);
+                if full {
+                    return last;
+                }
+                self.count += 1;
+                if !spec.count_only {
+                    let value = if spec.keys_only { Bytes::new() } else { row.value.clone() };
+                    self.rows.push((Bytes::copy_from_slice(key), Row { value, version: row.version }));
+                }
+            }
+            looked += 1;
+            last = Some(key);
+        }
+        None
+    }
+}

@@ -1,0 +1,256 @@
+//! Changing the members of a group, and handing over its leadership.
+//!
+//! [`Running::set_members`] looks at the members as they are and takes the next step towards the target, again and again:
+//! finish a joint configuration, add missing replicas as learners, wait until they have caught up, change the voters in
+//! one joint step, remove what is left over. Each step is conditional on the members that it was derived from.
+//!
+//! Invariants:
+//! * a replica votes only after it has caught up, so that no change lowers the number of live votes;
+//! * a leader that is not in the target hands over first and leaves the rest to its successor.
+
+use super::{
+    replica::{Running, detached},
+    types::{LogId, Membership, Types},
+};
+use crate::key::{NodeId, Replica, ReplicaId};
+use openraft::{
+    ChangeMembers, Precondition, ServerState,
+    errors::{ClientWriteError, RaftError},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// A learner that lacks at most this many entries is caught up.
+const LAG_MAX: u64 = 128;
+
+/// How often progress is looked at.
+const POLL_EVERY: Duration = Duration::from_millis(50);
+
+/// How long taking note of a transfer may take.
+const TRANSFER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why members or leadership were not changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MembersError {
+    /// This replica does not lead, or not any more.
+    #[error("not the leader")]
+    NotLeader {
+        /// Who does, as far as this replica knows, or will in a moment.
+        leader: Option<Replica>,
+    },
+    /// Not before the deadline. The group may be anywhere on the way.
+    #[error("not in time")]
+    Timeout,
+    /// The replica has stopped.
+    #[error("stopped")]
+    Stopped,
+    /// What was asked makes no sense; says why.
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+type Changed = Result<(), RaftError<Types, ClientWriteError<Types>>>;
+
+/// The next step towards a target.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Done,
+    /// Finish the joint configuration.
+    Flatten,
+    AddLearner(Replica),
+    /// Until these have caught up.
+    CatchUp(BTreeSet<u64>),
+    /// First to this voter of the target.
+    HandOver(u64),
+    SetVoters(BTreeSet<u64>),
+    Remove(BTreeSet<u64>),
+}
+
+/// What the step is derived from.
+struct View {
+    membership: Membership,
+    at: Option<LogId>,
+    committed: bool,
+    leader: LogId,
+    lag: BTreeMap<u64, u64>,
+}
+
+fn next_step(view: &View, me: u64, target: &BTreeMap<u64, NodeId>) -> Step {
+    let configs = view.membership.get_joint_config();
+    let wanted: BTreeSet<u64> = target.keys().copied().collect();
+    if configs.len() > 1 {
+        return Step::Flatten;
+    }
+    let voters = configs.first().cloned().unwrap_or_default();
+    let known: BTreeSet<u64> = view.membership.nodes().map(|(id, _)| *id).collect();
+    if voters != wanted {
+        if let Some((id, node)) = target.iter().find(|(id, _)| !known.contains(id)) {
+            return Step::AddLearner(Replica { id: ReplicaId(*id), node: *node });
+        }
+        let behind = |id: &&u64| view.lag.get(id).is_none_or(|lag| *lag > LAG_MAX);
+        let newcomers: BTreeSet<u64> = wanted.difference(&voters).filter(behind).copied().collect();
+        if !newcomers.is_empty() {
+            return Step::CatchUp(newcomers);
+        }
+        let caught_up = |id: &&u64| view.lag.get(id) == Some(&0);
+        return match wanted.intersection(&voters).find(caught_up) {
+            Some(successor) if !wanted.contains(&me) => Step::HandOver(*successor),
+            _ => Step::SetVoters(wanted),
+        };
+    }
+    let left_over: BTreeSet<u64> = known.difference(&wanted).copied().collect();
+    if left_over.is_empty() { Step::Done } else { Step::Remove(left_over) }
+}
+
+impl Running {
+    fn view(&self) -> Result<View, MembersError> {
+        if self.is_stopping() {
+            return Err(MembersError::Stopped);
+        }
+        let view = self.metrics(|metrics| {
+            let replication = metrics.replication.as_ref().filter(|_| metrics.state == ServerState::Leader)?;
+            let last = metrics.last_log_index.unwrap_or(0);
+            Some(View {
+                membership: metrics.membership_config.membership().clone(),
+                at: *metrics.membership_config.log_id(),
+                committed: metrics.membership_config.log_id() == metrics.committed_membership_config.log_id(),
+                leader: LogId::new(metrics.vote.leader_id, 0),
+                lag: replication
+                    .iter()
+                    .map(|(id, at)| (*id, last.saturating_sub(at.map_or(0, |at| at.index))))
+                    .collect(),
+            })
+        });
+        view.ok_or_else(|| self.not_leader())
+    }
+
+    fn not_leader(&self) -> MembersError {
+        let leader = self.leadership.borrow().leader;
+        MembersError::NotLeader { leader: leader.filter(|leader| *leader != self.me) }
+    }
+
+    /// See [`super::Group::set_members`].
+    pub(super) async fn set_members(&self, target: &[Replica], deadline: Instant) -> Result<(), MembersError> {
+        let nodes: BTreeMap<u64, NodeId> = target.iter().map(|replica| (replica.id.0, replica.node)).collect();
+        if nodes.is_empty() || nodes.len() != target.len() {
+            return Err(MembersError::Refused("the target is empty or names a replica twice".into()));
+        }
+        loop {
+            let view = self.view()?;
+            let step = if view.committed { Some(next_step(&view, self.me.id.0, &nodes)) } else { None };
+            let conditions = [
+                Precondition::LastMembershipLogId { last_membership_log_id: view.at },
+                Precondition::CommittedLeaderId { committed_leader_id: view.leader.leader_id },
+            ];
+            let change = match step {
+                Some(Step::Done) => return Ok(()),
+                // The change of before has to be committed first.
+                None | Some(Step::CatchUp(_)) => {
+                    if Instant::now() >= deadline {
+                        return Err(MembersError::Timeout);
+                    }
+                    sleep(POLL_EVERY).await;
+                    continue;
+                }
+                Some(Step::HandOver(to)) => {
+                    self.transfer(ReplicaId(to)).await?;
+                    let leader = nodes.get(&to).map(|node| Replica { id: ReplicaId(to), node: *node });
+                    return Err(MembersError::NotLeader { leader });
+                }
+                Some(Step::Flatten) => ChangeMembers::AddVoterIds(BTreeSet::new()),
+                Some(Step::AddLearner(replica)) => ChangeMembers::AddNodes([(replica.id.0, replica.node)].into()),
+                Some(Step::SetVoters(voters)) => ChangeMembers::ReplaceAllVoters(voters),
+                Some(Step::Remove(replicas)) => ChangeMembers::RemoveNodes(replicas),
+            };
+            let raft = self.raft.clone();
+            let changed = detached(async move { raft.change_membership_if(change, false, conditions).await.map(drop) });
+            match timeout_at(deadline, changed).await {
+                Err(_elapsed) => return Err(MembersError::Timeout),
+                Ok(changed) => self.judge(changed, deadline).await?,
+            }
+        }
+    }
+
+    /// Whether to look again after a change.
+    async fn judge(&self, changed: Changed, deadline: Instant) -> Result<(), MembersError> {
+        match changed {
+            Ok(()) => Ok(()),
+            Err(RaftError::Fatal(_)) => Err(MembersError::Stopped),
+            // Without a quorum of late, as after an election: wait for it. The view says if another leads.
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_)))
+            // Somebody else changes the members: see what became of it.
+            | Err(RaftError::APIError(ClientWriteError::PreconditionFailed(_) | ClientWriteError::ChangeMembershipError(_)))
+                if Instant::now() < deadline =>
+            {
+                sleep(POLL_EVERY).await;
+                Ok(())
+            }
+            Err(RaftError::APIError(error)) => {
+                tracing::debug!(group = %self.group, %error, "members not changed");
+                Err(MembersError::Timeout)
+            }
+        }
+    }
+
+    /// See [`super::Group::transfer`].
+    pub(super) async fn transfer(&self, to: ReplicaId) -> Result<(), MembersError> {
+        let view = self.view()?;
+        if to == self.me.id {
+            return Ok(());
+        }
+        if !view.membership.voter_ids().any(|voter| voter == to.0) {
+            return Err(MembersError::Refused(format!("{to} is not a voter")));
+        }
+        // There is no way back from a transfer but an election.
+        if view.lag.get(&to.0).is_none_or(|lag| *lag > LAG_MAX) {
+            return Err(MembersError::Refused(format!("{to} has not caught up")));
+        }
+        let raft = self.raft.clone();
+        let asked = detached(async move { raft.trigger().transfer_leader(to.0).await });
+        match timeout_at(Instant::now() + TRANSFER_DEADLINE, asked).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_stopped)) => Err(MembersError::Stopped),
+            Err(_elapsed) => Err(MembersError::Timeout),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::types::log_id;
+
+    fn view(configs: &[&[u64]], learners: &[u64], lag: &[(u64, u64)]) -> View {
+        let configs: Vec<BTreeSet<u64>> = configs.iter().map(|config| config.iter().copied().collect()).collect();
+        let ids = configs.iter().flatten().chain(learners).copied();
+        let nodes: BTreeMap<u64, NodeId> = ids.map(|id| (id, NodeId(id))).collect();
+        let membership = Membership::new(configs, nodes).unwrap();
+        View { membership, at: None, committed: true, leader: log_id(1, 1, 0), lag: lag.iter().copied().collect() }
+    }
+
+    fn step(view: &View, target: &[u64]) -> Step {
+        next_step(view, 1, &target.iter().map(|id| (*id, NodeId(*id))).collect())
+    }
+
+    #[test]
+    fn steps_lead_from_one_replica_to_three_and_to_others() {
+        let set = |ids: &[u64]| ids.iter().copied().collect::<BTreeSet<u64>>();
+        let three = Replica { id: ReplicaId(2), node: NodeId(2) };
+        assert_eq!(step(&view(&[&[1]], &[], &[]), &[1]), Step::Done);
+        assert_eq!(step(&view(&[&[1]], &[], &[]), &[1, 2]), Step::AddLearner(three));
+        assert_eq!(step(&view(&[&[1]], &[2], &[]), &[1, 2]), Step::CatchUp(set(&[2])));
+        assert_eq!(step(&view(&[&[1]], &[2], &[(2, LAG_MAX + 1)]), &[1, 2]), Step::CatchUp(set(&[2])));
+        assert_eq!(step(&view(&[&[1]], &[2], &[(2, LAG_MAX)]), &[1, 2]), Step::SetVoters(set(&[1, 2])));
+        assert_eq!(step(&view(&[&[1], &[1, 2]], &[], &[]), &[1, 2]), Step::Flatten);
+        assert_eq!(step(&view(&[&[1, 2]], &[9], &[]), &[1, 2]), Step::Remove(set(&[9])));
+        assert_eq!(step(&view(&[&[1, 2]], &[], &[(2, 0)]), &[2]), Step::HandOver(2), "the leader leaves last");
+        assert_eq!(
+            step(&view(&[&[1]], &[2], &[(2, 0)]), &[2]),
+            Step::SetVoters(set(&[2])),
+            "nobody to hand over to yet"
+        );
+    }
+}

@@ -1,0 +1,259 @@
+//! What a replica answers to the other replicas of its group.
+//!
+//! One task per replica takes questions in the order in which they arrived and begins each at once; answers are sent when
+//! they are ready. Calls into openraft are therefore never cancelled, which openraft does not survive while it stops.
+//!
+//! Invariants:
+//! * append requests of one session reach openraft in order and without a gap;
+//! * a replica that had voted before it was opened neither votes nor promises to before its lease of then is over,
+//!   except for a leader who hands over and has given up its lease itself;
+//! * one snapshot is received at a time, and one that stalls is forgotten.
+
+use super::{
+    barrier::{BarrierError, Barriers, Level},
+    codec::{Damaged, Reader},
+    machine::AnyCell,
+    snapshots::{Incoming, Snapshot, Vault},
+    types::Raft,
+    wire::{self, Address, Piece, Status, Turn},
+};
+use crate::{
+    key::ReplicaId,
+    transport::{Kind, endpoint::Reply},
+};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::Instant,
+};
+
+/// Questions that may wait to be begun.
+pub(super) const QUEUE_QUESTIONS: usize = 4096;
+
+/// Questions that may be under way.
+const RUNNING_MAX: usize = 4096;
+
+/// A transfer of a snapshot is forgotten when nothing came of it for this long.
+pub(super) const TRANSFER_IDLE: Duration = Duration::from_secs(30);
+
+/// How long the leader's confirmation may take for a question from elsewhere, which has a deadline of its own.
+const CONFIRM_DEADLINE: Duration = Duration::from_secs(5);
+
+/// One question to a replica.
+pub(super) struct Question {
+    /// What is asked.
+    pub kind: Kind,
+    /// By whom.
+    pub address: Address,
+    /// The rest of the question.
+    pub body: Reader,
+    /// Where the answer goes.
+    pub reply: Reply,
+}
+
+/// What it takes to answer.
+pub(super) struct Server {
+    pub(super) raft: Raft,
+    pub(super) cell: Arc<dyn AnyCell>,
+    pub(super) vault: Arc<Vault>,
+    pub(super) barriers: Arc<Barriers>,
+    /// No votes before, unless leadership is handed over.
+    pub(super) votes_from: Instant,
+    pub(super) incoming: Mutex<Option<Transfer>>,
+}
+
+/// A snapshot that is being received.
+pub(super) struct Transfer {
+    from: ReplicaId,
+    number: u64,
+    incoming: Incoming,
+    at: Instant,
+}
+
+/// Next request expected of the current session of each sender.
+type Sessions = BTreeMap<ReplicaId, Turn>;
+
+/// Whether `turn` comes right after the last one of its session, or begins one.
+fn is_next(sessions: &mut Sessions, from: ReplicaId, turn: Turn) -> bool {
+    if turn.session == 0 {
+        return true;
+    }
+    let expected = sessions.get(&from).filter(|expected| expected.session == turn.session).map_or(0, |e| e.number);
+    if turn.number != expected {
+        return false;
+    }
+    sessions.insert(from, Turn { number: turn.number + 1, ..turn });
+    true
+}
+
+/// Answers questions until the queue is closed, and those that were begun by then.
+pub(super) async fn run(server: Arc<Server>, mut queue: mpsc::Receiver<Question>) {
+    let mut running = FuturesUnordered::new();
+    let mut sessions = Sessions::new();
+    loop {
+        tokio::select! {
+            biased;
+            question = queue.recv(), if running.len() < RUNNING_MAX => {
+                let Some(question) = question else { break };
+                // Begun in the order in which they are pushed: that is the order in which openraft gets them.
+                if let Some(question) = in_order(&mut sessions, question) {
+                    running.push(answer(Arc::clone(&server), question));
+                }
+            }
+            Some(()) = running.next(), if !running.is_empty() => {}
+        }
+    }
+    while running.next().await.is_some() {}
+}
+
+fn in_order(sessions: &mut Sessions, mut question: Question) -> Option<Question> {
+    if question.kind != Kind::RaftAppend {
+        return Some(question);
+    }
+    let status = match wire::read_turn(&mut question.body) {
+        Ok(turn) if is_next(sessions, question.address.from, turn) => return Some(question),
+        Ok(_) => Status::Gap,
+        Err(_) => Status::Failed,
+    };
+    question.reply.send(status.body());
+    None
+}
+
+async fn answer(server: Arc<Server>, question: Question) {
+    let Question { kind, address, body, reply } = question;
+    let answered = match kind {
+        Kind::RaftAppend => server.append(body, reply).await,
+        Kind::RaftVote => server.vote(body, reply).await,
+        Kind::RaftPreVote => server.pre_vote(body, reply).await,
+        Kind::RaftTransfer => server.transfer(body, reply).await,
+        Kind::RaftSnapshot => server.piece(address.from, body, reply).await,
+        Kind::ReadIndex => server.read_index(body, reply).await,
+        _ => Ok(()),
+    };
+    if let Err(damaged) = answered {
+        tracing::warn!(group = %address.group, from = %address.from, ?kind, %damaged, "message refused");
+    }
+}
+
+impl Server {
+    async fn append(&self, body: Reader, reply: Reply) -> Result<(), Damaged> {
+        let request = wire::read_append(body)?;
+        reply.send(match self.raft.append_entries(request).await {
+            Ok(response) => wire::appended(&response),
+            Err(_stopped) => Status::Failed.body(),
+        });
+        Ok(())
+    }
+
+    fn may_vote(&self, leadership_transfer: bool) -> bool {
+        leadership_transfer || Instant::now() >= self.votes_from
+    }
+
+    async fn vote(&self, body: Reader, reply: Reply) -> Result<(), Damaged> {
+        let request = wire::read_vote(body)?;
+        if self.may_vote(request.leadership_transfer) {
+            reply.send(match self.raft.vote(request).await {
+                Ok(response) => wire::voted(&response),
+                Err(_stopped) => Status::Failed.body(),
+            });
+        }
+        Ok(())
+    }
+
+    async fn pre_vote(&self, body: Reader, reply: Reply) -> Result<(), Damaged> {
+        let request = wire::read_vote(body)?;
+        if self.may_vote(request.leadership_transfer) {
+            reply.send(match self.raft.pre_vote(request).await {
+                Ok(response) => wire::voted(&response),
+                Err(_stopped) => Status::Failed.body(),
+            });
+        }
+        Ok(())
+    }
+
+    async fn transfer(&self, body: Reader, reply: Reply) -> Result<(), Damaged> {
+        let request = wire::read_transfer(body)?;
+        reply.send(match self.raft.handle_transfer_leader(request).await {
+            Ok(Ok(())) => Status::Ok.body(),
+            Ok(Err(_)) | Err(_) => Status::Failed.body(),
+        });
+        Ok(())
+    }
+
+    async fn read_index(&self, body: Reader, reply: Reply) -> Result<(), Damaged> {
+        let level = if wire::read_read_index(body)? { Level::Lease } else { Level::ReadIndex };
+        reply.send(match self.barriers.confirm(level, Instant::now() + CONFIRM_DEADLINE).await {
+            Ok(at) => wire::confirmed(&at),
+            Err(BarrierError::Overloaded) => Status::Busy.body(),
+            Err(BarrierError::NoQuorum | BarrierError::Timeout) => Status::Failed.body(),
+            Err(BarrierError::NoLeader { .. } | BarrierError::Stopped) => Status::NotLeader.body(),
+        });
+        Ok(())
+    }
+
+    async fn piece(&self, from: ReplicaId, body: Reader, reply: Reply) -> Result<(), Damaged> {
+        let piece = wire::read_piece(body)?;
+        reply.send(match self.take_piece(from, piece).await {
+            Ok(body) => body,
+            Err(error) => {
+                tracing::warn!(%from, %error, "snapshot refused");
+                Status::Failed.body()
+            }
+        });
+        Ok(())
+    }
+
+    async fn take_piece(&self, from: ReplicaId, piece: Piece) -> io::Result<bytes::Bytes> {
+        let mut incoming = self.incoming.lock().await;
+        if piece.offset == 0 {
+            let begun = Incoming::begin(&*self.cell, &self.vault).await?;
+            *incoming = Some(Transfer { from, number: piece.transfer, incoming: begun, at: Instant::now() });
+        }
+        let expected = |transfer: &&mut Transfer| {
+            (transfer.from, transfer.number, transfer.incoming.offset) == (from, piece.transfer, piece.offset)
+        };
+        let Some(transfer) = incoming.as_mut().filter(expected) else { return Ok(Status::Gap.body()) };
+        transfer.at = Instant::now();
+        if let Err(error) = transfer.incoming.feed(piece.content).await {
+            *incoming = None;
+            return Err(error);
+        }
+        if !piece.last {
+            return Ok(wire::received(None));
+        }
+        let Some(transfer) = incoming.take() else { return Ok(Status::Gap.body()) };
+        drop(incoming);
+        let snapshot = Snapshot { meta: piece.meta, snapshot: transfer.incoming.finish()? };
+        match self.raft.install_full_snapshot(piece.vote, snapshot).await {
+            Ok(response) => Ok(wire::received(Some(&response.vote))),
+            Err(stopped) => Err(io::Error::other(stopped)),
+        }
+    }
+
+    /// Forgets a transfer that has stalled.
+    pub(super) fn forget_stalled(&self) {
+        if let Ok(mut incoming) = self.incoming.try_lock() {
+            incoming.take_if(|transfer| transfer.at.elapsed() > TRANSFER_IDLE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_goes_on_in_order_or_not_at_all() {
+        let mut sessions = Sessions::new();
+        let mut next = |session, number| is_next(&mut sessions, ReplicaId(1), Turn { session, number });
+        assert!(next(7, 0) && next(7, 1));
+        assert!(!next(7, 3), "2 was lost");
+        assert!(!next(7, 0), "nothing is taken twice");
+        assert!(next(7, 2), "a late one would still be in order");
+        assert!(!next(8, 1), "a session begins at its beginning");
+        assert!(next(8, 0) && next(8, 1));
+        assert!(!next(7, 3), "the session of before is over");
+        assert!(next(0, 0) && next(0, 0), "what stands alone has no order");
+    }
+}

@@ -1,0 +1,321 @@
+//! One replica's log: live entries in memory, records to the node's [`LogEngine`].
+//!
+//! openraft reads entries from memory only, so that reading never touches a disk; the engine is read once, at start.
+//! How long the log may grow is decided by the snapshot scheduler in [`super::snapshots`].
+//!
+//! Invariants:
+//! * entries are contiguous, and begin right after the purge point if there is one;
+//! * records are submitted in the order of the calls; openraft's core makes them from one task;
+//! * an entry is readable when `append` returns and acknowledged only when durable; a vote is visible when durable.
+
+use super::{
+    codec,
+    types::{Entry, LogId, Types, Vote},
+};
+use crate::{
+    key::{PartitionId, ReplicaId},
+    log::{LogEngine, Record, Recovered},
+};
+use futures_util::{Stream, stream};
+use openraft::{
+    LogState, OptionalSend, RaftLogReader,
+    storage::{IOFlushed, RaftLogStorage},
+};
+use parking_lot::Mutex;
+use std::{
+    collections::VecDeque,
+    fmt::Debug,
+    io,
+    ops::{Bound, RangeBounds},
+    sync::Arc,
+};
+use tokio::sync::oneshot;
+
+/// Entries of one append request stay below this, except that there is always one.
+pub(super) const APPEND_BYTES: usize = 1 << 20;
+
+/// Entries read at a time to be applied.
+const APPLY_READ_ENTRIES: u64 = 64;
+
+/// What an entry costs besides its bytes, when logs are measured.
+const ENTRY_OVERHEAD_BYTES: u64 = 128;
+
+#[derive(Default)]
+struct Live {
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    entries: VecDeque<Entry>,
+    /// Sum of [`cost`] over `entries`.
+    bytes: u64,
+}
+
+/// What an entry counts when logs are measured, in bytes.
+#[must_use]
+pub(super) fn cost(entry: &Entry) -> u64 {
+    codec::entry_len(entry) as u64 + ENTRY_OVERHEAD_BYTES
+}
+
+impl Live {
+    fn first(&self) -> Option<u64> {
+        self.entries.front().map(|entry| entry.log_id.index)
+    }
+
+    fn last(&self) -> Option<LogId> {
+        self.entries.back().map(|entry| entry.log_id).or(self.purged)
+    }
+
+    fn contains(&self, log_id: &LogId) -> bool {
+        self.purged.is_some_and(|purged| *log_id <= purged)
+            || self.range(log_id.index, log_id.index.saturating_add(1)).any(|entry| entry.log_id == *log_id)
+    }
+
+    /// Offset in `entries` of the first entry at or above `index`.
+    fn offset(&self, index: u64) -> usize {
+        let distance = index.saturating_sub(self.first().unwrap_or(index));
+        usize::try_from(distance).unwrap_or(usize::MAX).min(self.entries.len())
+    }
+
+    fn push(&mut self, entry: Entry) -> io::Result<()> {
+        let next = self.last().map(|last| last.index + 1);
+        // A log that has nothing yet begins wherever the leader, or a seed, says.
+        if next.is_some_and(|next| next != entry.log_id.index) {
+            return Err(io::Error::other(format!(
+                "log would have a hole: entry {} after {:?}",
+                entry.log_id,
+                self.last()
+            )));
+        }
+        self.bytes += cost(&entry);
+        self.entries.push_back(entry);
+        Ok(())
+    }
+
+    fn range(&self, start: u64, end: u64) -> impl Iterator<Item = &Entry> {
+        let (from, to) = (self.offset(start), self.offset(end));
+        self.entries.range(from.min(to)..to)
+    }
+}
+
+struct Shared {
+    group: PartitionId,
+    replica: ReplicaId,
+    engine: Arc<dyn LogEngine>,
+    live: Mutex<Live>,
+}
+
+/// The log of one replica. Clones are the same log; openraft reads through clones.
+#[derive(Clone)]
+pub(super) struct Log(Arc<Shared>);
+
+impl Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Log({} {})", self.0.group, self.0.replica)
+    }
+}
+
+impl Log {
+    /// The log as it was found at start; empty for a new replica.
+    ///
+    /// # Errors
+    /// When what was found is damaged or has a hole.
+    pub(super) fn open(
+        engine: Arc<dyn LogEngine>,
+        group: PartitionId,
+        replica: ReplicaId,
+        found: &Recovered,
+    ) -> io::Result<Self> {
+        let mut live = Live {
+            vote: found.vote.as_ref().map(codec::recover_vote).transpose()?,
+            committed: found.committed.as_ref().map(codec::recover_log_id).transpose()?,
+            purged: found.purged.as_ref().map(|(_, marker)| codec::recover_log_id(marker)).transpose()?,
+            ..Live::default()
+        };
+        for (index, bytes) in &found.entries {
+            let entry = codec::recover_entry(bytes)
+                .map_err(|damaged| io::Error::new(io::ErrorKind::InvalidData, format!("index {index}: {damaged}")))?;
+            if entry.log_id.index != *index {
+                let why = format!("index {index} holds the entry of index {}", entry.log_id.index);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
+            live.push(entry).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        }
+        // The hint is not synced with the entries: it counts only if what it speaks of survived.
+        live.committed = live.committed.filter(|hint| live.contains(hint));
+        Ok(Self(Arc::new(Shared { group, replica, engine, live: Mutex::new(live) })))
+    }
+
+    /// Measure of the live entries, in bytes.
+    #[must_use]
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.live.lock().bytes
+    }
+
+    /// The largest index such that the entries after it measure at least `keep_bytes`; none if all entries are needed
+    /// for that.
+    #[must_use]
+    pub(super) fn index_before_last(&self, keep_bytes: u64) -> Option<u64> {
+        let live = self.0.live.lock();
+        let mut kept = 0;
+        for entry in live.entries.iter().rev() {
+            if kept >= keep_bytes {
+                return Some(entry.log_id.index);
+            }
+            kept += cost(entry);
+        }
+        None
+    }
+
+    fn submit(&self, record: Record, done: Option<crate::log::Done>) {
+        self.0.engine.submit(self.0.group, self.0.replica, record, done);
+    }
+}
+
+impl RaftLogReader<Types> for Log {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<Entry>>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (start, end) = half_open(&range);
+        Ok(self.0.live.lock().range(start, end).cloned().collect())
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let live = self.0.live.lock();
+        let mut bytes = 0;
+        let within = |entry: &&Entry| {
+            let first = bytes == 0;
+            bytes += codec::entry_len(entry);
+            first || bytes <= APPEND_BYTES
+        };
+        let entries: Vec<Entry> = live.range(start, end).take_while(within).cloned().collect();
+        match entries.first() {
+            Some(first) if first.log_id.index == start => Ok(entries),
+            None if start >= end => Ok(entries),
+            _ => Err(io::Error::other(format!("entry {start} is not in the log, which begins at {:?}", live.first()))),
+        }
+    }
+
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (start, end) = half_open(&range);
+        let state = (self.clone(), start, VecDeque::new());
+        Box::pin(stream::unfold(state, move |(log, mut next, mut read)| async move {
+            if read.is_empty() && next < end {
+                let upto = end.min(next.saturating_add(APPLY_READ_ENTRIES));
+                read.extend(log.0.live.lock().range(next, upto).cloned());
+            }
+            let item = match read.pop_front() {
+                Some(entry) if entry.log_id.index == next => Ok(entry),
+                None if next >= end => return None,
+                other => Err(io::Error::other(format!("entry {next} is not in the log, but {other:?}"))),
+            };
+            next = if item.is_ok() { next + 1 } else { end };
+            Some((item, (log, next, read)))
+        }))
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.0.live.lock().vote)
+    }
+}
+
+impl RaftLogStorage<Types> for Log {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
+        let live = self.0.live.lock();
+        Ok(LogState { last_purged_log_id: live.purged, last_log_id: live.last() })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let (durable, wait) = oneshot::channel();
+        let done = move |result| drop(durable.send(result));
+        self.submit(Record::Vote(codec::store_vote(vote)), Some(Box::new(done)));
+        wait.await.unwrap_or_else(|_| Err(io::Error::other("the log engine has stopped")))?;
+        self.0.live.lock().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        if let Some(committed) = committed {
+            self.0.live.lock().committed = Some(committed);
+            self.submit(Record::Committed(codec::store_log_id(&committed)), None);
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.0.live.lock().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut first = None;
+        let mut stored = Vec::new();
+        {
+            let mut live = self.0.live.lock();
+            for entry in entries {
+                first.get_or_insert(entry.log_id.index);
+                stored.push(codec::store_entry(&entry));
+                live.push(entry)?;
+            }
+        }
+        match first {
+            Some(first) => {
+                let done = move |result| callback.io_completed(result);
+                self.submit(Record::Append { first, entries: stored }, Some(Box::new(done)));
+            }
+            None => callback.io_completed(Ok(())),
+        }
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
+        let from = last_log_id.map_or(0, |last| last.index + 1);
+        {
+            let mut live = self.0.live.lock();
+            let offset = live.offset(from);
+            let cut: u64 = live.entries.range(offset..).map(cost).sum();
+            live.entries.truncate(offset);
+            live.bytes -= cut;
+        }
+        self.submit(Record::Truncate { from }, None);
+        Ok(())
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        {
+            let mut live = self.0.live.lock();
+            let offset = live.offset(log_id.index + 1);
+            let cut: u64 = live.entries.drain(..offset).map(|entry| cost(&entry)).sum();
+            live.bytes -= cut;
+            live.purged = live.purged.max(Some(log_id));
+        }
+        self.submit(Record::Purge { upto: log_id.index, marker: codec::store_log_id(&log_id) }, None);
+        Ok(())
+    }
+}
+
+fn half_open(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(start) => start.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(end) => end.saturating_add(1),
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    (start, end)
+}
