@@ -9,7 +9,7 @@ use super::{
     output::{Output, ReadView},
     remote::Remote,
 };
-use crate::{key::NodeId, proto::v1, server::dev::DevCluster};
+use crate::{proto::v1, server::dev::DevCluster};
 use anyhow::ensure;
 use bytes::Bytes;
 use std::time::Duration;
@@ -44,7 +44,7 @@ struct Tour<'a> {
 /// When a step fails or answers wrongly.
 pub async fn run(cluster: &mut DevCluster, output: &mut Output) -> Result<(), Failure> {
     let options = Options {
-        endpoints: cluster.nodes().into_iter().map(|node| node.address).collect(),
+        endpoints: cluster.addresses(),
         keyspace: KEYSPACE.to_owned(),
         consistency: Level::Linearizable,
         deadline: Duration::from_secs(DEADLINE_S),
@@ -143,7 +143,12 @@ impl Tour<'_> {
         let partition = found.unwrap_or_default();
         ensure_that(partition.leader != 0, "a leader that is known")?;
         self.say(&format!("\n2. n{} leads p{}, which holds {key}: it is killed now.", partition.leader, partition.id))?;
-        cluster.kill(NodeId(partition.leader)).await;
+        let nodes = self.remote.nodes().await?;
+        let leader = nodes.into_iter().filter_map(|status| status.node).find(|node| node.id == partition.leader);
+        let address = leader.unwrap_or_default().address;
+        let index = cluster.addresses().iter().position(|other| *other == address);
+        ensure_that(index.is_some(), "the leader's address")?;
+        index.into_iter().for_each(|index| cluster.kill(index));
         Ok(())
     }
 }

@@ -1,9 +1,9 @@
 //! `meridian dev`: a whole cluster in one process, on loopback.
 
-use super::{demo, failure::Failure, options::Format, output::Output};
+use super::{demo, failure::Failure, logs, options::Format, output::Output};
 use crate::{
-    node::config::PORT_DEFAULT,
-    server::dev::{self, DevCluster, DevConfig},
+    node::config::{LogFormat, PORT_DEFAULT},
+    server::dev::{DevCluster, DevConfig, NODES_MAX},
 };
 use clap::Args;
 use serde_json::json;
@@ -17,9 +17,9 @@ use tokio::{
 #[derive(Args, Debug)]
 pub struct Dev {
     /// Nodes
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=99))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=NODES_MAX as i64))]
     nodes: u16,
-    /// Port of the first node, the others count up; HTTP lies 100 higher; 0: any free ports [default: 7170, with --demo 0]
+    /// Port of the first node, the others count up; 0: any free ports [default: 7170, with --demo 0]
     #[arg(long, value_name = "PORT")]
     base_port: Option<u16>,
     /// Keep the data in this directory; without it, everything is in memory and gone at the end
@@ -42,8 +42,9 @@ pub async fn run(args: Dev, output: &mut Output) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let base_port = args.base_port.unwrap_or(if args.demo { 0 } else { PORT_DEFAULT });
-    let config = DevConfig { nodes: args.nodes, base_port, data: args.data, log_level: args.log };
-    let mut cluster = dev::start(config).await.map_err(anyhow::Error::new)?;
+    logs::install(&args.log, LogFormat::Text);
+    let config = DevConfig { nodes: args.nodes.into(), base_port, data: args.data, ..DevConfig::default() };
+    let mut cluster = DevCluster::start(config).await.map_err(anyhow::Error::new)?;
     announce(&cluster, began, output)?;
     let result = if args.demo {
         demo::run(&mut cluster, output).await
@@ -55,22 +56,20 @@ pub async fn run(args: Dev, output: &mut Output) -> Result<(), Failure> {
         }
         Ok(())
     };
-    cluster.shutdown().await;
+    cluster.stop().await;
     result
 }
 
 fn announce(cluster: &DevCluster, began: Instant, output: &mut Output) -> Result<(), Failure> {
-    let nodes = cluster.nodes();
-    let addresses: Vec<&str> = nodes.iter().map(|node| node.address.as_str()).collect();
+    let (addresses, http) = (cluster.addresses(), cluster.http_addresses());
     let took = began.elapsed().as_secs_f64();
     if output.format == Format::Json {
-        let http: Vec<String> = nodes.iter().map(|node| node.http.to_string()).collect();
         output.json(&json!({ "ready": true, "seconds": took, "endpoints": addresses, "http": http }))?;
         return output.flush();
     }
-    output.line(&format!("{} nodes ready after {took:.2} s:", nodes.len()))?;
-    for node in &nodes {
-        output.line(&format!("  {}  {}  metrics http://{}/metrics", node.id, node.address, node.http))?;
+    output.line(&format!("{} nodes ready after {took:.2} s:", addresses.len()))?;
+    for (address, http) in addresses.iter().zip(http) {
+        output.line(&format!("  {address}  metrics http://{http}/metrics"))?;
     }
     let endpoints = addresses.join(",");
     output.line("try, in another terminal (Ctrl-C here ends the cluster):")?;

@@ -5,6 +5,7 @@
 use super::{
     config::{Layers, resolve},
     failure::Failure,
+    logs,
     output::Output,
 };
 use crate::{node::config::NodeConfig, server};
@@ -107,19 +108,17 @@ pub async fn run(args: &Start, output: &mut Output) -> Result<(), Failure> {
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    logs::install(&config.log_level, config.log_format);
     let mut node = server::start(config).await.map_err(anyhow::Error::new)?;
-    output.line(&format!("listening on {}, http on {}", node.listen(), node.http()))?;
+    output.line(&format!("listening on {}, http on {}", node.address(), node.http_address()))?;
     output.flush()?;
     tokio::select! {
         biased;
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        ended = node.stopped() => {
-            let ended = ended.err().map_or_else(|| anyhow::anyhow!("the node ended by itself"), anyhow::Error::new);
-            return Err(Failure::Other(ended));
-        }
+        fault = node.failed() => return Err(Failure::Other(fault.into())),
     }
     eprintln!("stopping");
-    node.shutdown().await;
+    node.stop().await;
     Ok(())
 }

@@ -1,59 +1,60 @@
-//! A cluster in one process. Only what the command line calls.
+//! A whole cluster in one process. Only the signatures that the command line calls.
 
 use super::StartError;
-use crate::key::NodeId;
+use crate::node::config::NodeConfig;
 use std::{net::SocketAddr, path::PathBuf};
 
-/// How the cluster runs.
-#[derive(Clone, Debug)]
-pub struct DevConfig {
-    /// Nodes, 1 to 99.
-    pub nodes: u16,
-    /// Port of the first node, the others count up, HTTP 100 higher; 0: any free ports.
-    pub base_port: u16,
-    /// Where the data is kept; `None`: in memory.
-    pub data: Option<PathBuf>,
-    /// Filter of log lines.
-    pub log_level: String,
-}
+/// Nodes at most.
+pub const NODES_MAX: usize = 15;
 
-/// One node of the cluster.
-#[derive(Clone, Debug)]
-pub struct DevNode {
-    /// Its id.
-    pub id: NodeId,
-    /// `host:port` for clients.
-    pub address: String,
-    /// Metrics and health.
-    pub http: SocketAddr,
+/// What the cluster looks like.
+#[derive(Clone, Debug, Default)]
+pub struct DevConfig {
+    /// Nodes.
+    pub nodes: usize,
+    /// Folder that keeps the data.
+    pub data: Option<PathBuf>,
+    /// First of consecutive ports; 0 takes free ones.
+    pub base_port: u16,
+    /// Replicas of keyspaces that do not say; 0 means 3.
+    pub replicas: u32,
+    /// Settings of every node but for its addresses, data and storage.
+    pub template: NodeConfig,
 }
 
 /// A running cluster.
 #[derive(Debug)]
 pub struct DevCluster {
-    nodes: Vec<DevNode>,
-}
-
-/// Starts a cluster; returns when it is healthy.
-///
-/// # Errors
-/// When a node cannot start.
-pub async fn start(config: DevConfig) -> Result<DevCluster, StartError> {
-    Err(StartError(format!("no cluster of {} nodes can run yet", config.nodes)))
+    addresses: Vec<String>,
+    http_addresses: Vec<SocketAddr>,
 }
 
 impl DevCluster {
-    /// The nodes that run.
+    /// Starts the nodes, forms the cluster, and waits until it is healthy.
+    ///
+    /// # Errors
+    /// When a node does not start.
+    pub async fn start(config: DevConfig) -> Result<Self, StartError> {
+        Err(StartError(format!("no cluster of {} nodes can run yet", config.nodes)))
+    }
+
+    /// gRPC addresses of all nodes, in order.
     #[must_use]
-    pub fn nodes(&self) -> Vec<DevNode> {
-        self.nodes.clone()
+    pub fn addresses(&self) -> Vec<String> {
+        self.addresses.clone()
     }
 
-    /// Ends a node at once, without a goodbye.
-    pub async fn kill(&mut self, node: NodeId) {
-        self.nodes.retain(|other| other.id != node);
+    /// HTTP addresses of all nodes, in order.
+    #[must_use]
+    pub fn http_addresses(&self) -> &[SocketAddr] {
+        &self.http_addresses
     }
 
-    /// Stops every node in an orderly way.
-    pub async fn shutdown(self) {}
+    /// Kills a node like a crash.
+    pub fn kill(&mut self, index: usize) {
+        self.addresses.remove(index);
+    }
+
+    /// Stops every node in order.
+    pub async fn stop(self) {}
 }

@@ -1,51 +1,48 @@
-//! The surface of a node. Only what the command line calls; the node itself arrives with the server.
+//! The surface of a node. Only the signatures that the command line calls; the server itself replaces this file.
 
 pub mod dev;
 
 use crate::node::config::NodeConfig;
 use std::net::SocketAddr;
 
-/// Why a node cannot start or go on.
+/// Why a node did not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct StartError(pub String);
 
-/// A running node.
+/// A started node.
 #[derive(Debug)]
 pub struct ServerHandle {
-    listen: SocketAddr,
+    address: SocketAddr,
     http: SocketAddr,
 }
 
-/// Starts a node; returns when it listens.
+/// Starts a node.
 ///
 /// # Errors
-/// When the data directory or an address cannot be used.
+/// When it does not start.
 pub async fn start(config: NodeConfig) -> Result<ServerHandle, StartError> {
     Err(StartError(format!("no node can run at {} yet", config.listen)))
 }
 
 impl ServerHandle {
-    /// Address really listened on, for clients and nodes.
+    /// Address that clients and nodes connect to.
     #[must_use]
-    pub fn listen(&self) -> SocketAddr {
-        self.listen
+    pub const fn address(&self) -> SocketAddr {
+        self.address
     }
 
-    /// Address really listened on, for metrics and health.
+    /// Address of `/metrics`, `/livez` and `/readyz`.
     #[must_use]
-    pub fn http(&self) -> SocketAddr {
+    pub const fn http_address(&self) -> SocketAddr {
         self.http
     }
 
-    /// Waits until the node ends by itself.
-    ///
-    /// # Errors
-    /// Why it ended.
-    pub async fn stopped(&mut self) -> Result<(), StartError> {
+    /// Waits until the node has to stop by itself.
+    pub async fn failed(&mut self) -> StartError {
         std::future::pending().await
     }
 
-    /// Stops the node in an orderly way.
-    pub async fn shutdown(self) {}
+    /// Stops in order.
+    pub async fn stop(self) {}
 }
