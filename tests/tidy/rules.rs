@@ -92,7 +92,7 @@ fn module<'a>(file: &File<'a>) -> &'a str {
 }
 
 fn is_test_file(file: &File<'_>) -> bool {
-    file.path.ends_with("/tests.rs") || file.path.contains("/tests/")
+    file.path.ends_with("/tests.rs") || file.path.ends_with("_tests.rs") || file.path.contains("/tests/")
 }
 
 /// Paths named outside of tests, `super::` chains that reach the crate written as `crate::`.
@@ -328,4 +328,5 @@ fn modules_can_be_silent() {
     assert_eq!(planted(module_docs, "node/mod.rs", "use std::fmt;\n//! Late."), 1);
     assert_eq!(planted(module_docs, "node/mod.rs", "//! To be written."), 1);
     assert_eq!(planted(module_docs, "node/mod.rs", "//! One node."), 0);
+    assert_eq!(planted(module_docs, "node/map_tests.rs", "use super::*;"), 0);
 }
