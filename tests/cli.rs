@@ -2,6 +2,8 @@
 //!
 //! Exit codes and the answers of the README's edge-case table are checked here, as scripts see them.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
 use serde_json::Value;
 use std::{
     fs,

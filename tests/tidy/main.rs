@@ -2,6 +2,8 @@
 //!
 //! Reads the sources as text. Every rule has a test that plants a snippet and sees the rule fail.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
 mod deploy;
 mod rules;
 mod source;
