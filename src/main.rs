@@ -1,3 +1,5 @@
 //! The `meridian` binary: server, command line and embedded cluster.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    meridian::cli::main()
+}

@@ -1,0 +1,327 @@
+//! `meridian init`, `cluster`, `node`, `partition`: how the cluster is.
+
+use super::{
+    failure::Failure,
+    options::{Format, Options},
+    output::Output,
+    remote::{Remote, kind_of},
+    text::KeyText,
+};
+use crate::{
+    key::{KeyKind, Layout, Span, integer_of_key, position as position_of, printable},
+    proto::v1,
+};
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use std::{ffi::OsString, os::unix::ffi::OsStrExt as _};
+
+/// Form the cluster.
+#[derive(Args, Debug)]
+pub struct Init {
+    /// Replicas of keyspaces that do not say otherwise
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=9))]
+    replicas: u32,
+}
+
+/// About the cluster.
+#[derive(Subcommand, Debug)]
+pub enum ClusterCommand {
+    /// Whether every partition is led and fully replicated and every node alive; exits with 0 if there is an answer
+    Status,
+}
+
+/// About nodes.
+#[derive(Subcommand, Debug)]
+pub enum NodeCommand {
+    /// The nodes, their load, and when they were last heard from
+    List,
+}
+
+/// About partitions.
+#[derive(Subcommand, Debug)]
+pub enum PartitionCommand {
+    /// The partitions of the keyspace in order
+    List,
+    /// The partition that holds a key
+    Show {
+        /// Key
+        #[arg(allow_negative_numbers = true)]
+        key: OsString,
+    },
+}
+
+/// Forms the cluster, or says that it exists.
+///
+/// # Errors
+/// Why the cluster could not be formed.
+pub async fn init(args: &Init, options: &Options, output: &mut Output) -> Result<(), Failure> {
+    let reply = Remote::connect(options).await?.init(args.replicas).await?;
+    match output.format {
+        Format::Json => output.json(&json!({ "cluster_id": reply.cluster_id, "created": reply.created })),
+        Format::Plain => output.line(&reply.cluster_id),
+        Format::Table if reply.created => output.line(&format!("formed cluster {}", reply.cluster_id)),
+        Format::Table => output.line(&format!("cluster {} exists already", reply.cluster_id)),
+    }
+}
+
+/// Runs `cluster …`.
+///
+/// # Errors
+/// Why there is no answer.
+pub async fn cluster(command: &ClusterCommand, options: &Options, output: &mut Output) -> Result<(), Failure> {
+    let ClusterCommand::Status = command;
+    let status = Remote::connect(options).await?.cluster_status().await?;
+    match output.format {
+        Format::Json => output.json(&status_json(&status)),
+        Format::Plain => output.line(if status.healthy { "healthy" } else { "unhealthy" }),
+        Format::Table => {
+            let alive = status.nodes.iter().filter(|node| node.alive).count();
+            output.pairs(&[
+                ("health", if status.healthy { "healthy" } else { "NOT healthy" }.to_owned()),
+                ("cluster", status.cluster_id.clone()),
+                ("nodes", format!("{alive} of {} alive", status.nodes.len())),
+                ("partitions", status.partitions.to_string()),
+                ("without a leader", ids(&status.partitions_leaderless, "p")),
+                ("under-replicated", ids(&status.partitions_underreplicated, "p")),
+                ("driver", driver(&status)),
+                ("map version", format!("{} (as n{} sees it)", status.map_version, status.node)),
+            ])?;
+            status.problems.iter().try_for_each(|problem| output.line(&format!("problem: {problem}")))
+        }
+    }
+}
+
+fn driver(status: &v1::ClusterStatusReply) -> String {
+    let members: Vec<u64> = status.driver_members.iter().map(|member| member.node).collect();
+    let leader = if status.driver_leader == 0 {
+        "no leader known".to_owned()
+    } else {
+        format!("led by n{}", status.driver_leader)
+    };
+    format!("{leader}, on {}", ids(&members, "n"))
+}
+
+fn status_json(status: &v1::ClusterStatusReply) -> Value {
+    let nodes: Vec<Value> = status.nodes.iter().map(node_json).collect();
+    json!({
+        "healthy": status.healthy,
+        "cluster_id": status.cluster_id,
+        "node": status.node,
+        "driver_leader": status.driver_leader,
+        "driver_nodes": status.driver_members.iter().map(|member| member.node).collect::<Vec<_>>(),
+        "map_version": status.map_version,
+        "nodes_alive": status.nodes.iter().filter(|node| node.alive).count(),
+        "nodes": nodes,
+        "partitions": status.partitions,
+        "partitions_leaderless": status.partitions_leaderless,
+        "partitions_underreplicated": status.partitions_underreplicated,
+        "problems": status.problems,
+    })
+}
+
+fn node_json(node: &v1::Node) -> Value {
+    json!({
+        "id": node.id, "uuid": node.uuid, "address": node.address, "zone": node.zone, "weight": node.weight,
+        "alive": node.alive, "last_contact_ms": node.last_contact_ms,
+    })
+}
+
+/// `p1 p2 p3`, or `none`.
+fn ids(ids: &[u64], prefix: &str) -> String {
+    const SHOWN_MAX: usize = 10;
+    if ids.is_empty() {
+        return "none".to_owned();
+    }
+    let shown: Vec<String> = ids.iter().take(SHOWN_MAX).map(|id| format!("{prefix}{id}")).collect();
+    let more = ids.len().saturating_sub(SHOWN_MAX);
+    if more == 0 { shown.join(" ") } else { format!("{} and {more} more", shown.join(" ")) }
+}
+
+/// Runs `node …`.
+///
+/// # Errors
+/// Why there is no answer.
+pub async fn node(command: &NodeCommand, options: &Options, output: &mut Output) -> Result<(), Failure> {
+    let NodeCommand::List = command;
+    let nodes = Remote::connect(options).await?.nodes().await?;
+    let nodes = nodes.into_iter().map(|status| (status.node.clone().unwrap_or_default(), status));
+    match output.format {
+        Format::Json => nodes.into_iter().try_for_each(|(node, status)| {
+            let mut object = node_json(&node);
+            object["replicas"] = status.replicas.into();
+            object["leaders"] = status.leaders.into();
+            output.json(&object)
+        }),
+        Format::Plain => nodes.into_iter().try_for_each(|(node, _)| output.line(&node.address)),
+        Format::Table => {
+            let line = |(node, status): (v1::Node, v1::NodeStatus)| {
+                vec![
+                    format!("n{}", node.id),
+                    node.address.clone(),
+                    if node.alive { "alive" } else { "DOWN" }.to_owned(),
+                    node.last_contact_ms.map_or_else(|| "never".to_owned(), |ms| format!("{ms} ms ago")),
+                    status.replicas.to_string(),
+                    status.leaders.to_string(),
+                    if node.zone.is_empty() { "-".to_owned() } else { node.zone.clone() },
+                    node.weight.to_string(),
+                ]
+            };
+            let header = ["NODE", "ADDRESS", "STATE", "HEARD", "REPLICAS", "LEADS", "ZONE", "WEIGHT"];
+            output.table(&header, nodes.map(line).collect())
+        }
+    }
+}
+
+/// Runs `partition …`.
+///
+/// # Errors
+/// Why there is no answer.
+pub async fn partition(command: &PartitionCommand, options: &Options, output: &mut Output) -> Result<(), Failure> {
+    let reply = Remote::connect(options).await?.keyspace(&options.keyspace).await?;
+    let settings = reply.keyspace.unwrap_or_default();
+    let partitions = match command {
+        PartitionCommand::List => reply.partitions,
+        PartitionCommand::Show { key } => {
+            let keys = KeyText { kind: kind_of(&settings), hex: options.hex };
+            let key = keys.parse(key.as_bytes())?;
+            reply.partitions.into_iter().filter(|partition| holds(&settings, partition, &key)).collect()
+        }
+    };
+    print_partitions(&settings, &partitions, output)
+}
+
+/// Whether a key lies in a partition.
+#[must_use]
+pub fn holds(keyspace: &v1::Keyspace, partition: &v1::Partition, key: &Bytes) -> bool {
+    let layout = if keyspace.layout() == v1::Layout::Hashed { Layout::Hashed } else { Layout::Ordered };
+    let end = (!partition.end.is_empty()).then(|| partition.end.clone());
+    Span { start: partition.start.clone(), end }.contains(&position_of(layout, key))
+}
+
+/// Prints partitions of one keyspace.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn print_partitions(
+    keyspace: &v1::Keyspace,
+    partitions: &[v1::Partition],
+    output: &mut Output,
+) -> Result<(), Failure> {
+    match output.format {
+        Format::Json => partitions.iter().try_for_each(|partition| output.json(&partition_json(keyspace, partition))),
+        Format::Plain => partitions.iter().try_for_each(|partition| output.line(&partition.id.to_string())),
+        Format::Table => {
+            let line = |partition: &v1::Partition| {
+                let epoch = partition.epoch.unwrap_or_default();
+                let nodes: Vec<u64> = partition.replicas.iter().map(|replica| replica.node).collect();
+                vec![
+                    format!("p{}", partition.id),
+                    position(keyspace, &partition.start, "start"),
+                    position(keyspace, &partition.end, "end"),
+                    if partition.leader == 0 { "none".to_owned() } else { format!("n{}", partition.leader) },
+                    ids(&nodes, "n"),
+                    format!("{}.{}", epoch.bounds, epoch.members),
+                    partition.term.to_string(),
+                ]
+            };
+            let header = ["PARTITION", "FROM", "TO (EXCLUSIVE)", "LEADER", "NODES", "EPOCH", "TERM"];
+            output.table(&header, partitions.iter().map(line).collect())
+        }
+    }
+}
+
+fn partition_json(keyspace: &v1::Keyspace, partition: &v1::Partition) -> Value {
+    let epoch = partition.epoch.unwrap_or_default();
+    let replicas: Vec<Value> =
+        partition.replicas.iter().map(|replica| json!({ "replica": replica.replica, "node": replica.node })).collect();
+    json!({
+        "partition": partition.id,
+        "keyspace": keyspace.name,
+        "from": position_json(keyspace, &partition.start),
+        "to": position_json(keyspace, &partition.end),
+        "leader": (partition.leader != 0).then_some(partition.leader),
+        "term": partition.term,
+        "epoch": { "bounds": epoch.bounds, "members": epoch.members },
+        "replicas": replicas,
+    })
+}
+
+/// A position for people: a key, an integer, or in a hashed keyspace a token.
+fn position(keyspace: &v1::Keyspace, position: &[u8], open: &str) -> String {
+    match position_kind(keyspace, position) {
+        Position::Open => open.to_owned(),
+        Position::Token(token) => format!("#{token:016x}"),
+        Position::Integer(n) => n.to_string(),
+        Position::Key => printable(position),
+    }
+}
+
+/// As [`position`], for JSON; null is an open end.
+fn position_json(keyspace: &v1::Keyspace, position: &[u8]) -> Value {
+    match position_kind(keyspace, position) {
+        Position::Open => Value::Null,
+        Position::Token(token) => json!({ "token": format!("{token:016x}") }),
+        Position::Integer(n) => n.into(),
+        Position::Key => super::text::to_json(position).into(),
+    }
+}
+
+enum Position {
+    Open,
+    Token(u64),
+    Integer(u64),
+    Key,
+}
+
+fn position_kind(keyspace: &v1::Keyspace, position: &[u8]) -> Position {
+    let number = integer_of_key(position);
+    match (position.is_empty(), number) {
+        (true, _) => Position::Open,
+        (false, Some(token)) if keyspace.layout() == v1::Layout::Hashed => Position::Token(token),
+        (false, Some(n)) if matches!(kind_of(keyspace), KeyKind::Integer { .. }) => Position::Integer(n),
+        (false, _) => Position::Key,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_of_ids_are_cut() {
+        assert_eq!(ids(&[], "p"), "none");
+        assert_eq!(ids(&[1, 2], "p"), "p1 p2");
+        assert!(ids(&(0..14).collect::<Vec<_>>(), "p").ends_with("p9 and 4 more"));
+    }
+
+    #[test]
+    fn every_key_lies_in_exactly_one_partition() {
+        let partition = |start: &'static [u8], end: &'static [u8]| v1::Partition {
+            start: Bytes::from_static(start),
+            end: Bytes::from_static(end),
+            ..Default::default()
+        };
+        let mut keyspace = v1::Keyspace::default();
+        let ordered = [partition(b"", b"m"), partition(b"m", b"")];
+        let hashed = [partition(b"", &[0x80, 0, 0, 0, 0, 0, 0, 0]), partition(&[0x80, 0, 0, 0, 0, 0, 0, 0], b"")];
+        for key in ["", "a", "m", "zz"].map(Bytes::from) {
+            keyspace.set_layout(v1::Layout::Ordered);
+            let held: Vec<bool> = ordered.iter().map(|partition| holds(&keyspace, partition, &key)).collect();
+            assert_eq!(held, [key < "m", key >= "m"]);
+            keyspace.set_layout(v1::Layout::Hashed);
+            assert_eq!(hashed.iter().filter(|partition| holds(&keyspace, partition, &key)).count(), 1);
+        }
+    }
+
+    #[test]
+    fn positions_are_shown_by_kind_and_layout() {
+        let mut keyspace = v1::Keyspace::default();
+        assert_eq!(position(&keyspace, b"", "start"), "start");
+        assert_eq!(position(&keyspace, b"12345678", "end"), "\"12345678\"");
+        keyspace.set_keys(v1::KeyKind::Integer);
+        assert_eq!(position(&keyspace, &9_u64.to_be_bytes(), "end"), "9");
+        keyspace.set_layout(v1::Layout::Hashed);
+        assert_eq!(position(&keyspace, &(1_u64 << 63).to_be_bytes(), "end"), "#8000000000000000");
+    }
+}
