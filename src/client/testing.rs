@@ -178,6 +178,8 @@ impl World {
                     address: format!("n{n}:1"),
                     zone: String::new(),
                     weight_milli: 1_000,
+                    ephemeral: false,
+                    gone: false,
                 })
                 .collect(),
             keyspaces: vec![Keyspace {

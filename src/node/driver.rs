@@ -21,11 +21,7 @@ use crate::{
 };
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
-use std::{
-    collections::BTreeMap,
-    sync::Weak,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Weak, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long the leader waits for something to happen before it plans again.

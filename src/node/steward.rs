@@ -14,11 +14,7 @@ use crate::{
     },
 };
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use std::{
-    collections::BTreeSet,
-    sync::Weak,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Weak, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 /// A group at odds with the map is looked at again after this long.

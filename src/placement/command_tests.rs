@@ -10,6 +10,7 @@ fn process() -> RegisterNode {
         zone: "z".to_owned(),
         weight_milli: 1_500,
         previous: Some(NodeId(300)),
+        ephemeral: true,
     }
 }
 

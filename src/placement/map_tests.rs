@@ -31,6 +31,8 @@ fn map() -> Map {
             address: "h:1".to_owned(),
             zone: "z".to_owned(),
             weight_milli: 1_000,
+            ephemeral: false,
+            gone: false,
         }],
         keyspaces: vec![Keyspace {
             id: K,

@@ -8,6 +8,8 @@ fn node(id: u64, zone: &str, weight_milli: u32) -> Node {
         address: format!("h{id}:1"),
         zone: zone.to_owned(),
         weight_milli,
+        ephemeral: false,
+        gone: false,
     }
 }
 
