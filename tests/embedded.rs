@@ -7,7 +7,7 @@ use v1::kv_client::KvClient;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_put_is_read_through_every_node() {
-    meridian::telemetry::install_logs("info", meridian::telemetry::LogFormat::Text);
+    meridian::telemetry::install_logs("warn", meridian::telemetry::LogFormat::Text);
     let started = tokio::time::Instant::now();
     let cluster = DevCluster::start(DevConfig::default()).await.unwrap();
     eprintln!("ready after {:?}", started.elapsed());
