@@ -1,4 +1,75 @@
 //! Meridian: a strongly consistent, distributed, in-memory key-value store with range queries.
+//!
+//! People use [`client`] (and the `meridian` binary, which is [`cli`]); everything else is how it works. What each read
+//! level promises, and the test that shows it, is in CONSISTENCY.md; how to run it is in README.md.
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | keyspace | a named collection: kind of keys, layout (`ordered` or `hashed`), replication factor |
+//! | partition | one contiguous interval `[start, end)` of a keyspace's order: the unit of replication |
+//! | group | the Raft group that serves one partition; group 0 is the placement driver's |
+//! | replica | one incarnation of a group's member on a node; its id comes from the driver and is never reused |
+//! | node | one server process, with a persistent UUID and a small numeric id |
+//! | ring | the consistent-hash ring that says which nodes should hold a partition |
+//! | epoch | (bounds version, members version) of a partition; goes up with every change of its shape |
+//! | map | all partitions with their epochs: the routing table |
+//! | version | hybrid logical time of a row's last write; goes up per key for ever |
+//!
+//! # Layers
+//!
+//! A module imports from lower layers only; `tests/tidy` reads the source and fails otherwise.
+//!
+//! | layer | modules | |
+//! |---|---|---|
+//! | 4 | [`server`], [`cli`] | decode, check, call, encode · the command line |
+//! | 3 | [`client`], [`node`] | routing, retries, scans, outside and inside · one process: its replicas, its part in the driver |
+//! | 2 | [`raft`], [`log`], [`transport`] | openraft behind [`raft::Group`] · the durable log · frames between nodes |
+//! | 1 | [`kv`], [`placement`] | pure: what a partition replicates · what the driver replicates, and what it plans |
+//! | 0 | [`key`], [`error`], [`env`], [`proto`], [`telemetry`] | words, the catalogue of errors, the seams, generated code, metrics |
+//!
+//! The pure layer sees no clock, randomness, task, socket or file. `openraft` appears only in [`raft`]. Time, randomness,
+//! tasks, network and storage are handed in ([`env`], [`transport::Transport`], [`log::LogEngine`],
+//! [`log::snapshots::SnapshotStore`]), so that a whole cluster of production nodes runs in one thread under a seed.
+//!
+//! # A write
+//!
+//! [`client::router::Router`] finds the partition in the map, stamps the write with its session and sequence, and sends
+//! it to the leader, following hints → `server::exec` checks what is wrong in itself → [`node::Partition`] batches
+//! the writes that wait into one entry → [`raft::Group::write`] → one fsync for all groups of the node, in parallel with
+//! replication → quorum → [`kv::Store::apply`] decides, in log order, who owns the key, whether the condition holds and
+//! whether the write is a repetition → the reply. An error says `not applied` only if the write was never proposed or was
+//! refused in the log; everything else is `unknown`, and safe to retry under the same sequence.
+//!
+//! # A read
+//!
+//! The same router picks a replica by the level asked for. The replica first reaches the point that the level needs: a
+//! quorum-confirmed read index (shared by all reads that wait, never by one that came after the round began), the
+//! leader's lease, a staleness that is a fact and not a clock comparison ([`raft::Group::fresh_within`]), a session's
+//! token, or nothing. Then it reads under the lock that applies share, and checks ownership at that moment.
+//!
+//! A range asks its partitions concurrently within a window, and every answer says which interval it *covered*; the next
+//! question starts exactly there, whatever has moved in between.
+//!
+//! # Placement
+//!
+//! Group 0 replicates [`placement::State`] with the same [`raft::Group`] that replicates rows. Whoever leads it plans
+//! ([`placement::plan()`], a pure function of the state and of who is alive) and pushes every change of the map to every
+//! node, and nodes push it to clients. A node keeps the map on disk before it creates what the map gives it. The leader of
+//! a group brings its members to the map's target by itself and reports what they have become: a group's own log is the
+//! truth about its members. Leaders are soft state: each node tells the others what it leads.
+//!
+//! # Invariants
+//!
+//! 1. At any time at most one group may acknowledge a write for a key.
+//! 2. The map tiles every keyspace: no gap, no overlap ([`placement::Map::check`]).
+//! 3. An acknowledged write survives any minority of lost disks and all crashes of synced nodes.
+//! 4. A write is applied once; a session's reply is answered again, not recomputed.
+//! 5. Versions of a key only go up.
+//! 6. Replicas at the same applied index are equal ([`kv::Store::digest`]).
+//! 7. A reply never claims less staleness than it has.
+//! 8. A replica id is never used twice.
 
 // Layer 0: words and seams.
 pub mod env;

@@ -305,7 +305,11 @@ mod tests {
             weight: f64::NAN,
             deadline_default_ms: 0,
             limits: Limits { key_bytes_max: 4, batch_bytes_max: 10, ..Limits::default() },
-            raft: RaftTimings { heartbeat_ms: 200, election_ms: 500..400, ..RaftTimings::default() },
+            raft: RaftTimings {
+                heartbeat_ms: 200,
+                election_ms: Range { start: 500, end: 400 },
+                ..RaftTimings::default()
+            },
             log_level: "meridian=loud".into(),
             ..NodeConfig::default()
         };

@@ -93,6 +93,9 @@ fn lines(faults: &[Fault]) -> String {
     faults.iter().map(|fault| format!("  {fault}")).collect::<Vec<_>>().join("\n")
 }
 
+/// Where a node keeps its log and its snapshots.
+type Storages = (Arc<dyn LogEngine>, Arc<dyn SnapshotStore>);
+
 /// What all services share.
 pub(crate) struct Core {
     config: NodeConfig,
@@ -164,7 +167,7 @@ impl Core {
         data.save_map(&map.encode()).map_err(io::Error::other)
     }
 
-    fn open_storage(&self) -> Result<(Arc<dyn LogEngine>, Arc<dyn SnapshotStore>), StartError> {
+    fn open_storage(&self) -> Result<Storages, StartError> {
         let Some(data) = &self.data else {
             return Ok((Arc::new(MemoryLog::immediate()), Arc::new(MemorySnapshots::default())));
         };
