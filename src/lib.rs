@@ -27,10 +27,10 @@
 //! | 3 | [`client`], [`node`] | routing, retries, scans, outside and inside · one process: its replicas, its part in the driver |
 //! | 2 | [`raft`], [`log`], [`transport`] | openraft behind [`raft::Group`] · the durable log · frames between nodes |
 //! | 1 | [`kv`], [`placement`] | pure: what a partition replicates · what the driver replicates, and what it plans |
-//! | 0 | [`key`], [`error`], [`env`], [`proto`], [`telemetry`] | words, the catalogue of errors, the seams, generated code, metrics |
+//! | 0 | [`key`], [`error`], [`mod@env`], [`proto`], [`telemetry`] | words, the catalogue of errors, the seams, generated code, metrics |
 //!
 //! The pure layer sees no clock, randomness, task, socket or file. `openraft` appears only in [`raft`]. Time, randomness,
-//! tasks, network and storage are handed in ([`env`], [`transport::Transport`], [`log::LogEngine`],
+//! tasks, network and storage are handed in ([`mod@env`], [`transport::Transport`], [`log::LogEngine`],
 //! [`log::snapshots::SnapshotStore`]), so that a whole cluster of production nodes runs in one thread under a seed.
 //!
 //! # A write

@@ -102,9 +102,21 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts writing logs to stderr; asked again it does nothing. `filter` is in the syntax of `RUST_LOG`.
+impl std::fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+/// Starts writing logs to stderr; asked again it does nothing. `filter` is in the syntax of `RUST_LOG`; one that is not
+/// understood counts as `info`. openraft narrates every membership change at `info`: it is heard from `warn` on, unless
+/// the filter names it.
 pub fn install_logs(filter: &str, format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "warn".into());
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("openraft=error,{filter}"))
+        .unwrap_or_else(|_| "openraft=error,info".into());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // A second call finds a subscriber already set: the first one stays.
     let _already_set = match format {

@@ -1,9 +1,10 @@
 //! `meridian dev`: a whole cluster in one process, on loopback.
 
-use super::{demo, failure::Failure, logs, options::Format, output::Output};
+use super::{demo, failure::Failure, options::Format, output::Output};
 use crate::{
     node::config::{LogFormat, PORT_DEFAULT},
     server::dev::{DevCluster, DevConfig, NODES_MAX},
+    telemetry,
 };
 use clap::Args;
 use serde_json::json;
@@ -42,7 +43,7 @@ pub async fn run(args: Dev, output: &mut Output) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let base_port = args.base_port.unwrap_or(if args.demo { 0 } else { PORT_DEFAULT });
-    logs::install(&args.log, LogFormat::Text);
+    telemetry::install_logs(&args.log, LogFormat::Text);
     let config = DevConfig { nodes: args.nodes.into(), base_port, data: args.data, ..DevConfig::default() };
     let mut cluster = DevCluster::start(config).await.map_err(anyhow::Error::new)?;
     announce(&cluster, began, output)?;

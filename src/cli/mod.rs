@@ -13,7 +13,6 @@ pub mod dev;
 pub mod failure;
 pub mod keyspace;
 pub mod kv;
-pub mod logs;
 pub mod options;
 pub mod output;
 pub mod records;

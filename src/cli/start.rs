@@ -5,10 +5,9 @@
 use super::{
     config::{Layers, resolve},
     failure::Failure,
-    logs,
     output::Output,
 };
-use crate::{node::config::NodeConfig, server};
+use crate::{node::config::NodeConfig, server, telemetry};
 use anyhow::Context as _;
 use clap::Args;
 use std::path::PathBuf;
@@ -108,7 +107,7 @@ pub async fn run(args: &Start, output: &mut Output) -> Result<(), Failure> {
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    logs::install(&config.log_level, config.log_format);
+    telemetry::install_logs(&config.log_level, config.log_format);
     let mut node = server::start(config).await.map_err(anyhow::Error::new)?;
     output.line(&format!("listening on {}, http on {}", node.address(), node.http_address()))?;
     output.flush()?;

@@ -54,23 +54,7 @@ impl fmt::Display for Storage {
     }
 }
 
-/// Form of the log lines on stderr.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-impl fmt::Display for LogFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Text => "text",
-            Self::Json => "json",
-        })
-    }
-}
+pub use crate::telemetry::LogFormat;
 
 /// Largest requests a node accepts.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -409,7 +409,7 @@ impl<M: Machine> Group<M> {
         })
     }
 
-    /// Changes the voters to exactly `target`, step by step; see [`super::members`]. Idempotent: after an error, or when
+    /// Changes the voters to exactly `target`, step by step; see the module `members`. Idempotent: after an error, or when
     /// another replica leads, the same call goes on from wherever the group is.
     ///
     /// # Errors

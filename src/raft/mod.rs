@@ -1,7 +1,7 @@
 //! Consensus: [`Group`] replicates a [`Machine`] over the nodes of its members, on openraft.
 //!
 //! The only module that knows openraft. Data partitions and the placement driver are groups of different machines; all
-//! share one instantiation of openraft ([`types`]), one log engine and one stream of frames per pair of nodes.
+//! share one instantiation of openraft (`types`), one log engine and one stream of frames per pair of nodes.
 //!
 //! Invariants (beyond those of Raft):
 //! * an error of a write says "not applied" only when openraft refused the write before appending it;

@@ -1,14 +1,14 @@
 //! The log on disk: one `fjall` database for all groups of a node, written by one thread.
 //!
 //! The thread takes everything that waits, writes it as one batch, syncs once, and then runs every `done`: the cost of a
-//! sync is shared by all groups. A batch of nothing but commit hints is not synced. All keys (see [`layout`]) live in one
+//! sync is shared by all groups. A batch of nothing but commit hints is not synced. All keys (see `layout`) live in one
 //! fjall keyspace, because a journal can only be dropped when every keyspace with data in it has been flushed.
 //!
 //! Invariants:
 //! * a record is written whole or not at all, in the order submitted;
 //! * after a failed write or sync nothing is acknowledged: the node logs it and aborts, since what reached the disk is
 //!   not known any more;
-//! * a write that was synced and has become unreadable is found at start, not skipped: see [`seal`];
+//! * a write that was synced and has become unreadable is found at start, not skipped: see `seal`;
 //! * disk use is bounded by a multiple of what is live, plus journals of [`JOURNAL_BYTES_MAX`].
 
 mod layout;
