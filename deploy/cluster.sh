@@ -83,6 +83,19 @@ need_binary() {
   (cd "$ROOT" && cargo build --release --bin meridian)
 }
 
+# A port that somebody else holds would not only stop a node of ours: the others would join his cluster.
+need_ports() {
+  local i port
+  for i in "$@"; do
+    if [ -n "$(pid_of "$i")" ]; then continue; fi
+    for port in "$(port_of "$i")" "$(($(port_of "$i") + HTTP_OFFSET))"; do
+      if (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+        die "port $port, for n$i, is in use by another process; nothing was started. Choose another --base-port"
+      fi
+    done
+  done
+}
+
 start_node() {
   local node=$1 dir pid
   dir=$(node_dir "$node")
@@ -158,6 +171,8 @@ up() {
   for i in "$NODES" "$REPLICAS" "$BASE_PORT"; do is_number "$i" || usage; done
   [ "$NODES" -ge 1 ] && [ "$NODES" -le "$NODES_MAX" ] || die "--nodes must be 1 to $NODES_MAX"
   need_binary
+  # shellcheck disable=SC2046 # numbers, one word each
+  need_ports $(seq 1 "$NODES")
   mkdir -p "$DIR"
   printf 'nodes=%s\nreplicas=%s\nbase_port=%s\n' "$NODES" "$REPLICAS" "$BASE_PORT" >"$DIR/settings"
   for ((i = 1; i <= NODES; i++)); do start_node "$i"; done
@@ -221,5 +236,5 @@ case $COMMAND in
   wipe) down; rm -rf "$DIR"; say "removed $DIR" ;;
   kill) signal_node KILL "$NODE"; await_end "$NODE" ;;
   stop) signal_node TERM "$NODE"; await_end "$NODE" ;;
-  start) need_binary; start_node "$NODE" ;;
+  start) need_binary; need_ports "$NODE"; start_node "$NODE" ;;
 esac
