@@ -48,8 +48,8 @@ fn commands() -> Vec<Command> {
 #[test]
 fn command_bytes_are_golden_and_come_back() {
     let golden = [
-        "0100026331026331017503683a31017adc0b01ac0203",
-        "0101026331017503683a31017adc0b01ac02",
+        "0100026331026331017503683a31017adc0b01ac020103",
+        "0101026331017503683a31017adc0b01ac0201",
         "0102026b7301e807010300080102",
         "0102026b730000030101016d0102",
         "0103026b73",
@@ -71,6 +71,7 @@ fn refusals() -> Vec<(Refusal, Reason)> {
         (Refusal::NotInitialized, Reason::NotInitialized),
         (Refusal::ClusterMismatch { ours: why(), theirs: why() }, Reason::ClusterMismatch),
         (Refusal::IdentityMismatch { uuid: why(), claimed: NodeId(1), known: why() }, Reason::IdentityMismatch),
+        (Refusal::AddressTaken { address: why(), node: NodeId(5) }, Reason::IdentityMismatch),
         (Refusal::FieldInvalid { field: Field::SplitAt, why: why() }, Reason::InvalidField),
         (Refusal::NameInvalid(why()), Reason::NameInvalid),
         (Refusal::KeyspaceExists { name: why(), differs: why() }, Reason::KeyspaceExists),
@@ -111,13 +112,14 @@ fn answer_bytes_are_golden_and_come_back() {
         "010100",
         "0101010377687903776879",
         "010102037768790103776879",
-        "0101030803776879",
-        "01010403776879",
-        "0101050377687903776879",
-        "0101060377687905",
-        "01010707",
-        "0101080703776879",
+        "0101030377687905",
+        "0101040803776879",
+        "01010503776879",
+        "0101060377687903776879",
+        "0101070377687905",
+        "01010807",
         "0101090703776879",
+        "01010a0703776879",
     ];
     let bytes: Vec<Bytes> = answers.iter().map(encode_answer).collect();
     assert_eq!(bytes.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>(), golden);

@@ -274,3 +274,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn replicas_of_a_node_that_is_gone_are_replaced() {
+    let mut state = cluster(&["a", "a", "a"]);
+    let keyspace = create(&mut state, 3, 4);
+    arrive(&mut state);
+    settle(&mut state, &liveness(1..=3, &[]));
+    let ephemeral =
+        |id, address: &str| RegisterNode { address: address.to_owned(), ephemeral: true, ..process(id, "a") };
+    state.apply(Command::RegisterNode(RegisterNode { ephemeral: true, ..process(3, "a") })).unwrap();
+    state.apply(Command::RegisterNode(ephemeral(4, "h3:7700"))).unwrap();
+    settle(&mut state, &liveness([1, 2, 4], &[3]));
+    for partition in state.map().partitions_of(keyspace).chain(state.map().driver()) {
+        let nodes: BTreeSet<_> = partition.members.iter().map(|member| member.node).collect();
+        assert_eq!(nodes, BTreeSet::from([NodeId(1), NodeId(2), NodeId(4)]), "{partition:?}");
+    }
+}

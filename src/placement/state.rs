@@ -288,20 +288,22 @@ impl State {
             let known = known.map_or_else(|| "no node".to_owned(), |node| node.id.to_string());
             return Err(Refusal::IdentityMismatch { uuid: fresh.uuid, claimed, known });
         }
-        if let Some(known) = known {
+        let known = known.cloned();
+        let holds = |node: &&Node| node.address == fresh.address && node.uuid != fresh.uuid && !node.gone;
+        let holder = self.map.nodes().values().find(holds).cloned();
+        if let Some(holder) = holder {
+            if !holder.ephemeral {
+                return Err(Refusal::AddressTaken { address: fresh.address, node: holder.id });
+            }
+            self.put_node(Node { gone: true, ..holder }, change);
+        }
+        if let Some(known) = &known {
             let node = Node { id: known.id, ..fresh };
             let id = node.id;
             if node != *known {
                 self.put_node(node, change);
             }
             return Ok(Reply::Registered { node: id, created: false });
-        }
-        let holder = self.map.nodes().values().find(|node| node.address == fresh.address && !node.gone).cloned();
-        if let Some(holder) = holder {
-            if !holder.ephemeral {
-                return Err(Refusal::AddressTaken { address: fresh.address, node: holder.id });
-            }
-            self.put_node(Node { gone: true, ..holder }, change);
         }
         let room = self.map.nodes().len() < limits::NODES_MAX;
         check_room("nodes", room, limits::NODES_MAX)?;

@@ -77,6 +77,17 @@ fn bootstrap_forms_the_cluster_once() {
 }
 
 #[test]
+fn a_node_that_keeps_nothing_is_gone_when_another_has_its_address() {
+    let mut state = cluster(1);
+    let ephemeral = |id| RegisterNode { address: "e:1".to_owned(), ephemeral: true, ..process(id, "a") };
+    state.apply(Command::RegisterNode(ephemeral(2))).unwrap();
+    let again = state.apply(Command::RegisterNode(ephemeral(3)));
+    assert_eq!(again, Ok(Reply::Registered { node: NodeId(3), created: true }));
+    let gone = |id| state.map().node(NodeId(id)).map(|node| node.gone);
+    assert_eq!((gone(1), gone(2), gone(3)), (Some(false), Some(true), Some(false)));
+}
+
+#[test]
 fn a_uuid_is_one_node_for_ever() {
     let mut state = cluster(2);
     let same = changes_nothing(&mut state, Command::RegisterNode(process(2, "a")));
@@ -93,6 +104,10 @@ fn a_uuid_is_one_node_for_ever() {
         let answer = changes_nothing(&mut state, Command::RegisterNode(process));
         assert!(matches!(answer, Err(Refusal::IdentityMismatch { .. })), "{answer:?}");
     }
+    // The address of another node that keeps its data.
+    let wiped = RegisterNode { address: "h1:7700".to_owned(), ..process(9, "a") };
+    let answer = changes_nothing(&mut state, Command::RegisterNode(wiped));
+    assert!(matches!(answer, Err(Refusal::AddressTaken { node: NodeId(1), .. })), "{answer:?}");
     let stranger = RegisterNode { cluster_id: "c2".to_owned(), ..process(9, "a") };
     let answer = changes_nothing(&mut state, Command::RegisterNode(stranger));
     assert!(matches!(answer, Err(Refusal::ClusterMismatch { .. })), "{answer:?}");
@@ -291,8 +306,8 @@ fn state_bytes_are_golden() {
     state.apply(create("x", 2, 2)).expect("new");
     let golden = [
         "01026331000302012430303030303030302d303030302d343030302d383030302d3030303030303030303030310768313a37",
-        "3730300161e807022430303030303030302d303030302d343030302d383030302d3030303030303030303030320768323a37",
-        "3730300161e8070300075f647269766572000005010764656661756c7400000302017801c0843d0002040000000001000101",
+        "3730300161e8070000022430303030303030302d303030302d343030302d383030302d3030303030303030303030320768323a37",
+        "3730300161e80700000300075f647269766572000005010764656661756c7400000302017801c0843d0002040000000001000101",
         "01010101010101010000010001020101020100020202000108000000000007a1200100020301040202030104020003030208",
         "000000000007a12000010002050206010205020601000500000303030407",
     ];
