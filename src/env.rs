@@ -82,9 +82,11 @@ impl Scope {
         SCOPE.sync_scope(Arc::clone(self), f)
     }
 
-    /// Aborts every task: a crash, from the inside. Tasks are dropped when the scheduler reaches them.
+    /// Aborts every task: a crash, from the inside. Tasks are dropped when the scheduler reaches them, and may spawn
+    /// others while they are: it is over when [`Self::live_tasks`] is zero after another call.
     pub fn abort_all(&self) {
-        for handle in std::mem::take(&mut self.tasks.lock().handles) {
+        let handles = self.tasks.lock().handles.clone();
+        for handle in handles {
             handle.abort();
         }
     }
@@ -180,6 +182,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         scope.abort_all();
+        assert_eq!(scope.live_tasks(), 2, "the scheduler has not reached them yet");
         assert_eq!(rx.recv().await, None, "the grandchild was dropped");
     }
 

@@ -12,8 +12,14 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
-use std::{collections::BTreeMap, sync::Arc};
-use tokio::sync::{Notify, watch};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::sync::Notify;
 
 /// Who leads a partition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,9 +37,10 @@ pub struct Routing {
     leaders: RwLock<BTreeMap<PartitionId, Leader>>,
     /// Serializes changes of the map.
     changing: Mutex<()>,
-    changed: Notify,
     /// Counts changes of the map and of leaders.
-    changes: watch::Sender<u64>,
+    changes: AtomicU64,
+    /// Wakes in the order of waiting, unlike a watch channel: two runs under one seed must not differ.
+    changed: Notify,
 }
 
 impl Routing {
@@ -55,10 +62,15 @@ impl Routing {
         self.leaders.read().clone()
     }
 
-    /// Tells of every change of the map or of a leader, from now on.
+    /// How often the map or a leader has changed: what to hand to [`Self::changed_since`].
     #[must_use]
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Waits until the map or a leader has changed after [`Self::changes`] was `seen`.
+    pub async fn changed_since(&self, seen: u64) {
+        self.wait(|| self.changes() != seen).await;
     }
 
     /// The newest map.
@@ -98,8 +110,7 @@ impl Routing {
     fn put(&self, map: Arc<Map>) {
         self.leaders.write().retain(|partition, _| map.partition(*partition).is_some());
         self.map.store(map);
-        self.changed.notify_waiters();
-        self.changes.send_modify(|count| *count += 1);
+        self.tell();
     }
 
     /// Applies one message of `Topology.Watch`; `from_version` is the version of the message before on the same stream.
@@ -129,7 +140,7 @@ impl Routing {
         }
         leaders.insert(hint.partition, news);
         drop(leaders);
-        self.changes.send_modify(|count| *count += 1);
+        self.tell();
         true
     }
 
@@ -141,11 +152,20 @@ impl Routing {
 
     /// Waits until the map is newer than `version`.
     pub async fn newer_than(&self, version: u64) {
+        self.wait(|| self.look().version() > version).await;
+    }
+
+    fn tell(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.changed.notify_waiters();
+    }
+
+    async fn wait(&self, reached: impl Fn() -> bool) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if self.look().version() > version {
+            if reached() {
                 return;
             }
             changed.await;

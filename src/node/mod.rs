@@ -32,7 +32,7 @@ use crate::{
     error::{Error, Hint, Outcome, Reason},
     key::{NodeId, PartitionId, Replica, ReplicaId},
     log::Recovered,
-    placement::{self, Command, Fit, Map, MapDelta, RegisterNode},
+    placement::{self, Command, Fit, Map, MapDelta, RegisterNode, Reply},
     raft::{Group, RaftHub, Status, WriteError},
     telemetry,
     transport::{Kind, endpoint::Endpoint},
@@ -42,11 +42,14 @@ use parking_lot::{Mutex, RwLock};
 use partition::PartitionContext;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::{
     sync::{Notify, watch},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 
 /// Keeps the map for the next start. Durable on return; may block.
@@ -83,6 +86,7 @@ pub struct Node {
     kept: watch::Sender<u64>,
     keep_map: KeepMap,
     stewarding: Notify,
+    stopping: AtomicBool,
 }
 
 impl Node {
@@ -105,6 +109,7 @@ impl Node {
             kept,
             keep_map: parts.keep_map,
             stewarding: Notify::new(),
+            stopping: AtomicBool::new(false),
         });
         node.set_addresses();
         let weak = Arc::downgrade(&node);
@@ -202,6 +207,30 @@ impl Node {
         self.drive(&command, deadline).await.map(|_| ())
     }
 
+    /// Admits a process to the cluster, as a new node or as the node that it is: its id, and a map that names it.
+    ///
+    /// # Errors
+    /// When the driver refuses it or gives no answer in time. Asking again, here or elsewhere, is harmless.
+    pub async fn admit(&self, process: RegisterNode, deadline: Instant) -> Result<(NodeId, Arc<Map>), Error> {
+        let id = match self.drive(&Command::RegisterNode(process), deadline).await? {
+            Reply::Registered { node, .. } => node,
+            other => return Err(Error::new(Reason::Internal, format!("the placement driver answered {other:?}"))),
+        };
+        loop {
+            let map = self.routing.map();
+            if map.node(id).is_some() {
+                return Ok((id, map));
+            }
+            // Registered, but this node has not been told yet: it would send the process off with a map of before.
+            timeout_at(deadline, self.routing.newer_than(map.version())).await.map_err(|_elapsed| {
+                Error::new(
+                    Reason::LeaderUnknown,
+                    format!("node {id} is registered; the map that names it is not here yet"),
+                )
+            })?;
+        }
+    }
+
     /// Waits until the map has at least this version.
     pub async fn map_at_least(&self, version: u64) {
         if let Some(below) = version.checked_sub(1) {
@@ -242,8 +271,15 @@ impl Node {
         }
     }
 
+    /// Whether it is stopping or has stopped.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
     /// Stops every replica in order, handing over nothing: the others elect new leaders.
     pub async fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
         let partitions = std::mem::take(&mut *self.partitions.write());
         for partition in partitions.into_values() {
             partition.group().shutdown().await;

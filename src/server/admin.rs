@@ -27,7 +27,7 @@ pub(crate) struct AdminService(pub(crate) Arc<Core>);
 
 impl AdminService {
     fn node(&self) -> Result<Arc<Node>, Error> {
-        Ok(Arc::clone(&self.0.running()?.executor.node))
+        Ok(Arc::clone(self.0.running()?.responder.node()))
     }
 
     async fn create(&self, request: v1::CreateKeyspaceRequest) -> Result<v1::CreateKeyspaceReply, Error> {
@@ -38,8 +38,11 @@ impl AdminService {
             Reply::KeyspaceCreated { keyspace, created, warnings, .. } => {
                 // The caller's next request may come to this node: let it know the keyspace, and its leaders.
                 let known = async {
-                    let mut changed = node.routing().changes();
-                    while !is_led(&node, &keyspace.name) && changed.changed().await.is_ok() {}
+                    let mut seen = node.routing().changes();
+                    while !is_led(&node, &keyspace.name) {
+                        node.routing().changed_since(seen).await;
+                        seen = node.routing().changes();
+                    }
                 };
                 let _late = timeout(MAP_DEADLINE, known).await;
                 let map = node.routing().map();
@@ -56,8 +59,11 @@ impl AdminService {
         match node.drive(&command, Instant::now() + DRIVER_DEADLINE).await? {
             Reply::KeyspaceDropped { dropped } => {
                 let gone = async {
-                    let mut changed = node.routing().changes();
-                    while node.routing().map().keyspace_by_name(&name).is_some() && changed.changed().await.is_ok() {}
+                    let mut version = node.routing().map().version();
+                    while node.routing().map().keyspace_by_name(&name).is_some() {
+                        node.routing().newer_than(version).await;
+                        version = node.routing().map().version();
+                    }
                 };
                 let _late = timeout(MAP_DEADLINE, gone).await;
                 Ok(v1::DropKeyspaceReply { dropped })

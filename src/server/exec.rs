@@ -61,6 +61,10 @@ impl Executor {
         if Instant::now() >= deadline {
             return Err(Error::new(Reason::DeadlineExceeded, "the deadline had passed when the request was looked at"));
         }
+        if self.node.is_stopping() {
+            let message = format!("node {} is stopping; ask another", self.node.id());
+            return Err(Error::new(Reason::Stopping, message));
+        }
         if let Op::OpenSession(_) = op {
             return Ok(Answer::OpenSession(self.open_session()));
         }

@@ -1,7 +1,7 @@
 //! How a server reaches partitions on other nodes for clients that do not know the map: the client library's router,
 //! over frames instead of gRPC.
 
-use super::{Core, exec::Executor, kv};
+use super::{exec::Executor, responder::WeakResponder};
 use crate::{
     client::{router::Caller, routing::Routing},
     env,
@@ -15,7 +15,6 @@ use crate::{
 };
 use bytes::Bytes;
 use prost::Message as _;
-use std::sync::Weak;
 use tokio::time::Instant;
 
 /// Calls this node's own replicas directly, and other nodes by frames.
@@ -81,15 +80,15 @@ fn may_be_passed_on(request: &v1::Request) -> bool {
 }
 
 /// Answers requests that other nodes pass on.
-pub(crate) struct PassedOn(pub(crate) Weak<Core>);
+pub(crate) struct PassedOn(pub(crate) WeakResponder);
 
 impl Service for PassedOn {
     fn handle(&self, from: NodeId, body: Bytes, reply: Reply) {
-        let Some(core) = self.0.upgrade() else { return };
+        let Some(responder) = self.0.upgrade() else { return };
         match v1::Request::decode(body) {
             Ok(request) if may_be_passed_on(&request) => {
                 env::spawn(async move {
-                    let answer = kv::reply(&core, request).await;
+                    let answer = responder.reply(request).await;
                     reply.send(Bytes::from(answer.encode_to_vec()));
                 });
             }

@@ -3,7 +3,9 @@
 use super::Core;
 use crate::{
     error::{Error, Reason},
-    placement::{Command, RegisterNode, Reply},
+    key::NodeId,
+    node::Node,
+    placement::RegisterNode,
     proto::{internal as pb, status_of},
     transport::PROTOCOL_VERSION,
 };
@@ -29,23 +31,28 @@ impl InternodeService {
             return Err(Error::new(Reason::VersionMismatch, message));
         }
         let running = self.0.running()?;
-        let node = &running.executor.node;
-        let register = RegisterNode {
+        let node = running.responder.node();
+        learn_address(node, &request);
+        let process = RegisterNode {
             cluster_id: request.cluster_id,
             uuid: request.uuid,
             address: request.address,
             zone: request.zone,
             weight_milli: (request.weight * 1_000.0).round() as u32,
-            previous: (request.node != 0).then_some(crate::key::NodeId(request.node)),
+            previous: (request.node != 0).then_some(NodeId(request.node)),
             ephemeral: request.ephemeral,
         };
-        match node.drive(&Command::RegisterNode(register), Instant::now() + JOIN_DEADLINE).await? {
-            Reply::Registered { node: id, .. } => {
-                let map = node.routing().map();
-                Ok(pb::JoinReply { cluster_id: map.cluster_id().to_owned(), node: id.0, map: map.encode() })
-            }
-            other => Err(Error::new(Reason::Internal, format!("the placement driver answered {other:?}"))),
-        }
+        let (id, map) = node.admit(process, Instant::now() + JOIN_DEADLINE).await?;
+        Ok(pb::JoinReply { cluster_id: map.cluster_id().to_owned(), node: id.0, map: map.encode() })
+    }
+}
+
+/// A node of this cluster says where it is now. The driver shall hear it too, but may be out of reach for want of just
+/// this address.
+fn learn_address(node: &Node, request: &pb::JoinRequest) {
+    let (id, map) = (NodeId(request.node), node.routing().map());
+    if request.cluster_id == map.cluster_id() && map.node(id).is_some_and(|known| known.uuid == request.uuid) {
+        node.endpoint().transport().set_addresses(&[(id, request.address.clone())]);
     }
 }
 

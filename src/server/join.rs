@@ -9,7 +9,10 @@ use super::{Core, StartError};
 use crate::{
     error::{Error, Reason},
     key::NodeId,
-    node::{Node, identity::DataDirError},
+    node::{
+        Node,
+        identity::{DataDirError, Identity},
+    },
     placement::{Command, Map, RegisterNode},
     proto::{
         error_of,
@@ -27,6 +30,8 @@ const JOIN_EVERY: Duration = Duration::from_millis(100);
 const JOIN_EVERY_MAX: Duration = Duration::from_secs(2);
 /// Patience with one address.
 const JOIN_DEADLINE: Duration = Duration::from_secs(6);
+/// Patience with the driver before others are told where this node is.
+const GREET_DEADLINE: Duration = Duration::from_secs(2);
 /// Patience with forming the cluster.
 const FOUND_DEADLINE: Duration = Duration::from_secs(10);
 /// Node id of whoever forms the cluster.
@@ -90,6 +95,11 @@ impl Core {
             Some(v1::InitReply { cluster_id: running.cluster_id.clone(), created: false })
         };
         if let Some(reply) = existing() {
+            // An earlier attempt may have stopped half-way: what it began is finished, under the same id.
+            let node = self.running()?.responder.node().clone();
+            if node.routing().map().version() == 0 {
+                self.found(&node, reply.cluster_id.clone(), replicas).await?;
+            }
             return Ok(reply);
         }
         // Somebody to join may have been initialized already: then there is nothing to form.
@@ -121,17 +131,7 @@ impl Core {
             return Ok(true);
         }
         for address in self.config.join.iter().filter(|address| **address != self.advertised) {
-            let request = pb::JoinRequest {
-                cluster_id: identity.cluster_id.clone().unwrap_or_default(),
-                uuid: identity.uuid.clone(),
-                node: identity.node.map_or(0, |node| node.0),
-                address: self.advertised.clone(),
-                zone: self.config.zone.clone(),
-                weight: self.config.weight,
-                protocol_version: PROTOCOL_VERSION,
-                ephemeral: self.data.is_none(),
-            };
-            match ask(address, request).await {
+            match ask(address, self.join_request(&identity)).await {
                 Ok(reply) => {
                     let map = Map::decode(&reply.map)?;
                     let mut next = identity.clone();
@@ -152,16 +152,40 @@ impl Core {
         Ok(false)
     }
 
+    fn join_request(&self, identity: &Identity) -> pb::JoinRequest {
+        pb::JoinRequest {
+            cluster_id: identity.cluster_id.clone().unwrap_or_default(),
+            uuid: identity.uuid.clone(),
+            node: identity.node.map_or(0, |node| node.0),
+            address: self.advertised.clone(),
+            zone: self.config.zone.clone(),
+            weight: self.config.weight,
+            protocol_version: PROTOCOL_VERSION,
+            ephemeral: self.data.is_none(),
+        }
+    }
+
     /// Tells the cluster that this node is back. True when the cluster has heard it.
+    ///
+    /// The driver is asked over the addresses of the map. If it cannot be reached there, because many nodes have moved at
+    /// once, the addresses to join are told where this node is now: that alone brings the others back into contact.
     async fn greet(&self, node: &Node) -> Result<bool, Error> {
         let identity = self.becoming.lock().await.clone();
         let cluster_id = identity.cluster_id.clone().unwrap_or_default();
-        let register = self.register(identity.uuid, cluster_id, identity.node);
-        match node.drive(&Command::RegisterNode(register), Instant::now() + JOIN_DEADLINE).await {
-            Ok(_) => Ok(true),
-            Err(error) if is_final(&error) => Err(error),
-            Err(_) => Ok(false),
+        let register = self.register(identity.uuid.clone(), cluster_id, identity.node);
+        match node.drive(&Command::RegisterNode(register), Instant::now() + GREET_DEADLINE).await {
+            Ok(_) => return Ok(true),
+            Err(error) if is_final(&error) => return Err(error),
+            Err(error) => tracing::debug!(%error, "the driver has not heard this node yet"),
         }
+        for address in self.config.join.iter().filter(|address| **address != self.advertised) {
+            match ask(address, self.join_request(&identity)).await {
+                Ok(_) => return Ok(true),
+                Err(error) if is_final(&error) => return Err(error),
+                Err(error) => tracing::debug!(%address, %error, "not greeted yet"),
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -188,7 +212,7 @@ pub(super) async fn run(core: Arc<Core>) {
     loop {
         let running = core.running.load_full();
         let done = match &running {
-            Some(running) => core.greet(&running.executor.node).await,
+            Some(running) => core.greet(running.responder.node()).await,
             None => core.try_join().await,
         };
         match done {

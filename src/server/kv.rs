@@ -1,10 +1,9 @@
 //! The `Kv` service: unary calls, streamed scans, and the pipeline that the client library lives on.
 
-use super::{Core, exec, inside::reply_of};
+use super::{Core, inside::reply_of, responder::DEADLINE_MAX};
 use crate::{
     error::{Error, Reason},
     proto::{status_of, v1},
-    telemetry,
 };
 use futures_util::{Stream, StreamExt as _};
 use std::{pin::Pin, sync::Arc, time::Duration};
@@ -18,8 +17,6 @@ pub(crate) const PIPELINE_IN_FLIGHT_MAX: usize = 4_096;
 const PIPELINE_REPLIES_MAX: usize = 512;
 /// Bytes of answers sent together, about.
 const PIPELINE_REPLY_BYTES_MAX: usize = 1 << 20;
-/// Longest deadline that a request may ask for.
-const DEADLINE_MAX: Duration = Duration::from_secs(3_600);
 
 /// The service.
 #[derive(Clone)]
@@ -28,7 +25,8 @@ pub(crate) struct KvService(pub(crate) Arc<Core>);
 impl KvService {
     async fn unary(&self, deadline: Instant, op: Op) -> Result<Answer, Status> {
         let request = v1::Request { id: 0, deadline_ms: 0, route: None, op: Some(op) };
-        self.0.answer(request, deadline).await.map_err(|error| status_of(&error))
+        let answer = async { self.0.running()?.responder.answer(request, deadline).await };
+        answer.await.map_err(|error| status_of(&error))
     }
 
     /// When an answer has to be there: the caller's `grpc-timeout`, or the server's default.
@@ -106,7 +104,7 @@ impl Kv for KvService {
             let deadline = self.deadline(&request);
             let running = self.0.running().map_err(|error| status_of(&error))?;
             let patience = deadline.saturating_duration_since(Instant::now());
-            let pages = running.router.scan_pages(request.into_inner(), patience);
+            let pages = running.responder.scan_pages(request.into_inner(), patience);
             let pages = pages.map(|page| page.map_err(|error| status_of(&error)));
             Ok(Response::new(Box::pin(pages) as Self::ScanStreamStream))
         })
@@ -168,35 +166,11 @@ async fn serve_pipeline(
     }
 }
 
-/// Answers one request of a pipeline or of another node.
-pub(crate) async fn reply(core: &Arc<Core>, request: v1::Request) -> v1::Reply {
-    let asked = Duration::from_millis(request.deadline_ms.into());
-    let patience = if asked.is_zero() { core.deadline_default } else { asked.min(DEADLINE_MAX) };
-    let id = request.id;
-    let answer = core.answer(request, Instant::now() + patience).await;
-    reply_of(id, answer)
-}
-
-impl Core {
-    /// Answers one request: from this node's replica if it names its partition, else by asking those concerned.
-    pub(crate) async fn answer(self: &Arc<Self>, request: v1::Request, deadline: Instant) -> Result<Answer, Error> {
-        let started = Instant::now();
-        let method = exec::method(request.op.as_ref());
-        let result = self.answer_inner(request, deadline).await;
-        let code = result.as_ref().map_or_else(|error| error.reason.as_str(), |_| "OK");
-        telemetry::observe_rpc(method, code, started.elapsed());
-        result
-    }
-
-    async fn answer_inner(self: &Arc<Self>, request: v1::Request, deadline: Instant) -> Result<Answer, Error> {
-        let running = self.running()?;
-        if request.route.is_some() {
-            return running.executor.execute(request, deadline).await;
-        }
-        if let Some(Op::OpenSession(_)) = request.op {
-            return Ok(Answer::OpenSession(running.executor.open_session()));
-        }
-        running.router.execute(request, deadline).await
+/// Answers one request of a pipeline.
+async fn reply(core: &Core, request: v1::Request) -> v1::Reply {
+    match core.running() {
+        Ok(running) => running.responder.reply(request).await,
+        Err(error) => reply_of(request.id, Err(error)),
     }
 }
 

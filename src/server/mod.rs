@@ -17,10 +17,12 @@ mod join;
 mod kv;
 mod listen;
 mod read;
+mod responder;
 mod topology;
 
+pub use responder::Responder;
+
 use crate::{
-    client::router::Router,
     env::{Clock, Scope, SystemClock},
     error::{Error, Reason},
     key::NodeId,
@@ -40,14 +42,11 @@ use crate::{
     raft::{RaftConfig, RaftHub},
     telemetry,
     transport::{
-        Kind,
         endpoint::Endpoint,
         grpc::{FrameServer, GrpcTransport},
     },
 };
 use arc_swap::ArcSwapOption;
-use exec::Executor;
-use inside::Inside;
 use listen::KillSwitch;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch};
@@ -113,8 +112,7 @@ pub(crate) struct Core {
 /// What there is once the process is part of a cluster.
 pub(crate) struct Running {
     pub(crate) cluster_id: String,
-    pub(crate) executor: Executor,
-    pub(crate) router: Router<Inside>,
+    pub(crate) responder: Responder,
     pub(crate) frames: FrameServer,
 }
 
@@ -154,11 +152,9 @@ impl Core {
             None => Err(io::Error::other("the server is gone")),
         });
         let node = Node::start(Parts { clock, endpoint: Arc::clone(&endpoint), raft, recovered, map, keep_map });
-        endpoint.register(Kind::Kv, Arc::new(inside::PassedOn(Arc::downgrade(self))));
-        let executor = Executor { node: Arc::clone(&node), limits: Arc::clone(&self.limits) };
-        let router = Router::new(Inside { executor: executor.clone() });
+        let responder = Responder::start(Arc::clone(&node), Arc::clone(&self.limits), self.deadline_default);
         let frames = FrameServer::new(cluster_id.clone(), id, endpoint);
-        self.running.store(Some(Arc::new(Running { cluster_id, executor, router, frames })));
+        self.running.store(Some(Arc::new(Running { cluster_id, responder, frames })));
         Ok(node)
     }
 
@@ -184,7 +180,7 @@ impl Core {
     /// Whether the node can serve, or why not.
     fn ready(&self) -> Result<(), String> {
         let running = self.running().map_err(|error| error.message.into_owned())?;
-        let node = &running.executor.node;
+        let node = running.responder.node();
         let leaderless = node
             .partitions()
             .iter()
@@ -220,7 +216,7 @@ impl ServerHandle {
     /// The node, once the process is part of a cluster.
     #[must_use]
     pub fn node(&self) -> Option<Arc<Node>> {
-        self.core.running.load_full().map(|running| Arc::clone(&running.executor.node))
+        self.core.running.load_full().map(|running| Arc::clone(running.responder.node()))
     }
 
     /// Forms the cluster, or tells that there is one.
@@ -247,7 +243,7 @@ impl ServerHandle {
     pub async fn stop(self) {
         let running = self.core.running.swap(None);
         if let Some(running) = running {
-            running.executor.node.stop().await;
+            running.responder.node().stop().await;
         }
         self.kill();
     }

@@ -28,7 +28,7 @@ impl Topology for TopologyService {
         request: Request<v1::ListPartitionsRequest>,
     ) -> Result<Response<v1::ListPartitionsReply>, Status> {
         let running = self.0.running().map_err(|error| status_of(&error))?;
-        let routing = running.executor.node.routing();
+        let routing = running.responder.node().routing();
         let map = routing.map();
         let name = request.into_inner().keyspace;
         let keyspaces: Vec<&placement::Keyspace> = if name.is_empty() {
@@ -48,12 +48,12 @@ impl Topology for TopologyService {
     async fn locate(&self, request: Request<v1::LocateRequest>) -> Result<Response<v1::LocateReply>, Status> {
         let running = self.0.running().map_err(|error| status_of(&error))?;
         let request = request.into_inner();
-        let routing = running.executor.node.routing();
+        let routing = running.responder.node().routing();
         let map = routing.map();
         let name = query::keyspace_name(&request.keyspace);
         let located = || {
             let keyspace = visible(&map, name)?;
-            let rules = super::convert::Rules::new(keyspace, &running.executor.limits);
+            let rules = super::convert::Rules::new(keyspace, running.responder.limits());
             let key = rules.key(request.key.clone())?;
             Ok(map.locate(keyspace.id, &key::position(keyspace.layout, &key)))
         };
@@ -65,11 +65,10 @@ impl Topology for TopologyService {
 
     async fn watch(&self, _request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let running = self.0.running().map_err(|error| status_of(&error))?;
-        let node = Arc::clone(&running.executor.node);
-        let changed = node.routing().changes();
-        let watcher = Watcher { node, changed, sent: None };
+        let node = Arc::clone(running.responder.node());
+        let watcher = Watcher { node, sent: None };
         let updates = futures_util::stream::unfold(watcher, |mut watcher| async move {
-            let update = watcher.next().await?;
+            let update = watcher.next().await;
             Some((Ok(update), watcher))
         });
         Ok(Response::new(Box::pin(updates)))
@@ -79,7 +78,6 @@ impl Topology for TopologyService {
 /// What one watching client has been sent.
 struct Watcher {
     node: Arc<Node>,
-    changed: tokio::sync::watch::Receiver<u64>,
     sent: Option<Sent>,
 }
 
@@ -90,20 +88,20 @@ struct Sent {
 
 impl Watcher {
     /// The whole at first, then what differs from what was sent, as soon as anything does.
-    async fn next(&mut self) -> Option<v1::TopologyUpdate> {
+    async fn next(&mut self) -> v1::TopologyUpdate {
         loop {
-            self.changed.borrow_and_update();
             let routing = self.node.routing();
+            let seen = routing.changes();
             let now = Sent { map: routing.map(), leaders: routing.leaders() };
             let update = match &self.sent {
                 None => Some(self.whole(&now)),
                 Some(sent) => self.difference(sent, &now),
             };
             self.sent = Some(now);
-            if update.is_some() {
+            if let Some(update) = update {
                 return update;
             }
-            self.changed.changed().await.ok()?;
+            routing.changed_since(seen).await;
         }
     }
 
