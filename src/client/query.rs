@@ -43,10 +43,18 @@ pub fn check_key(kind: KeyKind, key: &[u8]) -> Result<(), Error> {
 }
 
 fn out_of_domain(key: &[u8], max: u64, rule: &str) -> Error {
-    let got = integer_of_key(key).map_or_else(|| printable(key), |n| n.to_string());
+    let got = shown(KeyKind::Integer { max }, key);
     Error::new(Reason::KeyOutOfDomain, format!("{rule} [0, {max}), sent as 8 bytes big-endian; this one is {got}"))
         .with("max", max)
         .with("key", got)
+}
+
+/// A key for people: integers in decimal.
+fn shown(kind: KeyKind, key: &[u8]) -> String {
+    match (kind, integer_of_key(key)) {
+        (KeyKind::Integer { .. }, Some(n)) => n.to_string(),
+        _ => printable(key),
+    }
 }
 
 /// The keys of a range, or of a prefix in its place.
@@ -64,17 +72,17 @@ pub fn span_of_query(kind: KeyKind, range: Option<&v1::KeyRange>, prefix: &Bytes
         return Ok(Span::prefix(prefix));
     }
     let Some(range) = range else { return Ok(Span::all()) };
-    check_order(range)?;
+    check_order(kind, range)?;
     match kind {
         KeyKind::Bytes => Ok(span_of_range(range)),
         KeyKind::Integer { max } => integer_span(range, max),
     }
 }
 
-fn check_order(range: &v1::KeyRange) -> Result<(), Error> {
+fn check_order(kind: KeyKind, range: &v1::KeyRange) -> Result<(), Error> {
     match (&range.lower, &range.upper) {
         (Some(lower), Some(upper)) if lower.key > upper.key => {
-            let (low, high) = (printable(&lower.key), printable(&upper.key));
+            let (low, high) = (shown(kind, &lower.key), shown(kind, &upper.key));
             Err(Error::new(
                 Reason::RangeInverted,
                 format!("the lower bound {low} lies above the upper bound {high}; for descending order ask for it"),
@@ -309,6 +317,9 @@ mod tests {
         let inverted = v1::KeyRange { lower: bound(b"b", true), upper: bound(b"a", true) };
         let error = span_of_query(KeyKind::Bytes, Some(&inverted), &Bytes::new()).unwrap_err();
         assert_eq!(error.reason, Reason::RangeInverted);
+        let integers = numbers(Some((20, true)), Some((3, false)));
+        let error = span_of_query(KeyKind::Integer { max: 99 }, Some(&integers), &Bytes::new()).unwrap_err();
+        assert!(error.message.contains("bound 20 lies above the upper bound 3;"), "{error}");
         let equal = v1::KeyRange { lower: bound(b"a", true), upper: bound(b"a", false) };
         assert!(span_of_query(KeyKind::Bytes, Some(&equal), &Bytes::new()).unwrap().is_empty());
         let one = v1::KeyRange { lower: bound(b"a", true), upper: bound(b"a", true) };
