@@ -35,6 +35,10 @@ pub const ROWS: &str = "meridian_rows";
 pub const PARTITIONS_LEADERLESS: &str = "meridian_partitions_without_leader";
 /// Partitions with fewer members than asked for, as this node sees them.
 pub const PARTITIONS_UNDERREPLICATED: &str = "meridian_partitions_underreplicated";
+/// Partitions with too few members in contact for a quorum, as this node sees them.
+pub const PARTITIONS_WITHOUT_QUORUM: &str = "meridian_partitions_without_quorum";
+/// Entries that the furthest behind member of any group led here lacks.
+pub const RAFT_LOG_LAG_ENTRIES: &str = "meridian_raft_log_lag_entries";
 /// Constant 1; labels `version`.
 pub const BUILD_INFO: &str = "meridian_build_info";
 
@@ -80,6 +84,8 @@ fn describe() {
     describe_gauge!(ROWS, "Rows held by this node's replicas.");
     describe_gauge!(PARTITIONS_LEADERLESS, "Partitions without a known leader.");
     describe_gauge!(PARTITIONS_UNDERREPLICATED, "Partitions with fewer members than asked for.");
+    describe_gauge!(PARTITIONS_WITHOUT_QUORUM, "Partitions with too few members in contact for a quorum.");
+    describe_gauge!(RAFT_LOG_LAG_ENTRIES, "Entries that the furthest behind member of any group led here lacks.");
     describe_gauge!(BUILD_INFO, "Constant 1, labelled with the version.");
 }
 

@@ -73,7 +73,9 @@ pub(super) async fn ping(node: Weak<Node>) {
     loop {
         ticks.tick().await;
         let Some(this) = node.upgrade() else { return };
-        let others: Vec<_> = this.routing.map().nodes().keys().copied().filter(|id| *id != this.id()).collect();
+        let map = this.routing.map();
+        let others = map.nodes().values().filter(|node| node.id != this.id() && !node.gone).map(|node| node.id);
+        let others: Vec<_> = others.collect();
         this.liveness.ping(others.iter().copied());
         let now: BTreeSet<_> = others.into_iter().filter(|id| this.liveness.is_alive(*id)).collect();
         count += 1;
@@ -118,6 +120,8 @@ enum Odds {
     Members(Vec<Replica>),
     /// Its members are not what the map says they are.
     Report(u64, Vec<Replica>),
+    /// The same, but they are not committed yet. Nobody says when they are: it is looked at again.
+    Uncommitted,
 }
 
 impl Node {
@@ -181,7 +185,11 @@ impl Node {
             return Some(Odds::Members(partition.target.clone()));
         }
         let unreported = actual != known || partition.phase == crate::placement::Phase::Creating;
-        (unreported && status.members_committed).then(|| Odds::Report(status.members_at, status.voters.clone()))
+        match (unreported, status.members_committed) {
+            (false, _) => None,
+            (true, false) => Some(Odds::Uncommitted),
+            (true, true) => Some(Odds::Report(status.members_at, status.voters)),
+        }
     }
 
     fn status_of(&self, id: PartitionId) -> Option<Status> {
@@ -194,7 +202,7 @@ impl Node {
     /// Does the next thing for one led group.
     async fn settle(&self, id: PartitionId) {
         match self.odds(&self.routing.map(), id) {
-            None => {}
+            None | Some(Odds::Uncommitted) => {}
             Some(Odds::Members(target)) => {
                 tracing::info!(partition = %id, ?target, "changing members");
                 let deadline = Instant::now() + MEMBERS_DEADLINE;
@@ -221,10 +229,11 @@ impl Node {
 
     /// Publishes what this node holds.
     fn gauge(&self) {
-        let (mut leaders, mut others, mut bytes, mut rows) = (0_u32, 0_u32, 0, 0);
+        let (mut leaders, mut others, mut bytes, mut rows, mut lag) = (0_u32, 0_u32, 0, 0, 0);
         for partition in self.partitions() {
             if partition.group().is_leader() {
                 leaders += 1;
+                lag = lag.max(partition.group().status().lag.into_values().max().unwrap_or(0));
             } else {
                 others += 1;
             }
@@ -236,6 +245,10 @@ impl Node {
         metrics::gauge!(telemetry::RAFT_GROUPS, "state" => "follower").set(others);
         metrics::gauge!(telemetry::MEM_BYTES, "kind" => "rows").set(bytes as f64);
         metrics::gauge!(telemetry::ROWS).set(rows as f64);
+        metrics::gauge!(telemetry::RAFT_LOG_LAG_ENTRIES).set(lag as f64);
+        let map = self.routing.map();
+        let lost = map.partitions().values().filter(|partition| self.liveness.quorum_lost(&partition.members)).count();
+        metrics::gauge!(telemetry::PARTITIONS_WITHOUT_QUORUM).set(lost as f64);
         let health = self.health();
         metrics::gauge!(telemetry::PARTITIONS_LEADERLESS).set(health.leaderless.len() as f64);
         metrics::gauge!(telemetry::PARTITIONS_UNDERREPLICATED).set(health.underreplicated.len() as f64);
