@@ -147,6 +147,9 @@ fn grow(state: &State, liveness: &Liveness, steps_max: usize) -> Vec<Decision> {
             continue;
         }
         let placer = placer.get_or_insert_with(|| state.placer(&not_alive(state, liveness), None));
+        // Counted on all of its target, which may have begun with a node that is gone for good.
+        placer.vacate(partition.target.iter().map(|replica| replica.node));
+        placer.occupy(kept.iter().copied());
         let nodes = placer.extend(partition.keyspace, partition.id, &kept, replicas as u32);
         let why = format!("{} has {} of {wanted} replicas, {replicas} are possible", partition.id, kept.len());
         decisions.extend(set_target(partition, nodes, liveness, why));

@@ -291,3 +291,21 @@ fn replicas_of_a_node_that_is_gone_are_replaced() {
         assert_eq!(nodes, BTreeSet::from([NodeId(1), NodeId(2), NodeId(4)]), "{partition:?}");
     }
 }
+
+#[test]
+fn a_partition_whose_first_node_is_gone_gets_another_in_its_place() {
+    for gone in 1..=3 {
+        // One partition, so that all but one of the nodes are first of none.
+        let mut state = cluster(&["a", "a", "a"]);
+        settle(&mut state, &liveness(1..=3, &[]));
+        let ephemeral = |id| RegisterNode { ephemeral: true, ..process(id, "a") };
+        state.apply(Command::RegisterNode(ephemeral(gone))).unwrap();
+        let address = process(gone, "a").address;
+        state.apply(Command::RegisterNode(RegisterNode { address, ..ephemeral(4) })).unwrap();
+        settle(&mut state, &liveness((1..=4).filter(|id| *id != gone), &[gone]));
+        for partition in state.map().partitions().values() {
+            let nodes: BTreeSet<_> = partition.members.iter().map(|member| member.node).collect();
+            assert_eq!(nodes, (1..=4).filter(|id| *id != gone).map(NodeId).collect(), "{partition:?}");
+        }
+    }
+}

@@ -237,6 +237,15 @@ impl Placer {
         }
     }
 
+    /// Counts a partition no longer that was counted on exactly these nodes, in this order.
+    pub fn vacate(&mut self, nodes: impl IntoIterator<Item = NodeId>) {
+        for (i, node) in nodes.into_iter().enumerate() {
+            if let Some(slot) = self.ring.slot_of(node) {
+                self.remove(slot, i == 0);
+            }
+        }
+    }
+
     /// Nodes for a new partition, the preferred leader first: `replicas`, or fewer if there are fewer nodes.
     pub fn place(&mut self, keyspace: KeyspaceId, partition: PartitionId, replicas: u32) -> Vec<NodeId> {
         self.extend(keyspace, partition, &[], replicas)
