@@ -10,7 +10,7 @@ pub struct Health {
     pub leaderless: Vec<PartitionId>,
     /// Partitions with fewer members than their keyspace asks for, or whose members are changing.
     pub underreplicated: Vec<PartitionId>,
-    /// Nodes out of contact.
+    /// Nodes out of contact, other than those that are gone for good.
     pub silent: Vec<NodeId>,
     /// Whether the placement driver has a known leader in contact.
     pub driver_led: bool,
@@ -67,7 +67,12 @@ impl Node {
                 .filter(|partition| !partition.is_at_rest() || partition.members.len() < wanted(partition))
                 .map(|partition| partition.id)
                 .collect(),
-            silent: map.nodes().keys().copied().filter(|node| !self.liveness.is_alive(*node)).collect(),
+            silent: map
+                .nodes()
+                .values()
+                .filter(|node| !node.gone && !self.liveness.is_alive(node.id))
+                .map(|node| node.id)
+                .collect(),
             driver_led: led(DRIVER),
         }
     }
