@@ -2,12 +2,18 @@
 //!
 //! Invariants:
 //! * a sequence is used for one write only and stays outstanding until nobody will retry that write;
-//! * `acknowledged_below` never passes an outstanding sequence.
+//! * `acknowledged_below` never passes an outstanding sequence;
+//! * in one session no sequence is [`SEQUENCES_AHEAD_MAX`] or more above an outstanding one: a partition remembers a
+//!   bounded number of answers and would refuse a slow write's retry once that many later ones have come.
 
 use crate::{error::Error, proto::v1};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::{collections::BTreeSet, future::Future, sync::Arc};
+
+/// Sequences from the lowest outstanding one of a session to the highest; at most the answers that a partition
+/// remembers of a session (4,096). Writes beyond go under another session.
+const SEQUENCES_AHEAD_MAX: u64 = 4_096;
 
 /// The session in use, opened when first needed.
 #[derive(Debug, Default)]
@@ -38,17 +44,17 @@ pub(crate) struct Ticket {
 }
 
 impl Sessions {
-    /// The next sequence, in a session opened by `open` if there is none.
+    /// The next sequence, in a session opened by `open` if there is none with room.
     pub(crate) async fn begin<F>(&self, open: impl Fn() -> F) -> Result<Ticket, Error>
     where
         F: Future<Output = Result<v1::OpenSessionReply, Error>>,
     {
-        if let Some(session) = self.current() {
-            return Ok(Ticket::next(session));
+        if let Some(ticket) = self.current().and_then(Ticket::next) {
+            return Ok(ticket);
         }
         let _opening = self.opening.lock().await;
-        if let Some(session) = self.current() {
-            return Ok(Ticket::next(session));
+        if let Some(ticket) = self.current().and_then(Ticket::next) {
+            return Ok(ticket);
         }
         let reply = open().await?;
         let session = Arc::new(Opened {
@@ -56,8 +62,9 @@ impl Sessions {
             opened: reply.opened,
             sequences: Mutex::new(Sequences::default()),
         });
-        *self.current.lock() = Some(Arc::clone(&session));
-        Ok(Ticket::next(session))
+        let first = Ticket::next(Arc::clone(&session)).expect("a new session has room");
+        *self.current.lock() = Some(session);
+        Ok(first)
     }
 
     /// Leaves the session of this ticket, which a partition has forgotten; later writes use a new one.
@@ -74,15 +81,20 @@ impl Sessions {
 }
 
 impl Ticket {
-    fn next(session: Arc<Opened>) -> Self {
+    /// The next sequence, unless a write of this session has been outstanding for too many already.
+    fn next(session: Arc<Opened>) -> Option<Self> {
         let sequence = {
             let mut sequences = session.sequences.lock();
-            sequences.last += 1;
-            let sequence = sequences.last;
+            let sequence = sequences.last + 1;
+            let lowest = sequences.outstanding.first().copied().unwrap_or(sequence);
+            if sequence - lowest >= SEQUENCES_AHEAD_MAX {
+                return None;
+            }
+            sequences.last = sequence;
             sequences.outstanding.insert(sequence);
             sequence
         };
-        Self { session, sequence }
+        Some(Self { session, sequence })
     }
 
     /// What a request carries.
@@ -126,5 +138,22 @@ mod tests {
         sessions.leave(&b);
         let c = sessions.begin(open).await.unwrap().to_pb();
         assert_eq!((c.sequence, c.opened), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn writes_far_ahead_of_a_slow_one_go_under_another_session() {
+        let sessions = Sessions::default();
+        let opened = AtomicU64::new(0);
+        let open = || async {
+            let opened = opened.fetch_add(1, Ordering::Relaxed) + 1;
+            Ok(v1::OpenSessionReply { client_id: Bytes::from_static(&[7; 16]), opened })
+        };
+        let slow = sessions.begin(open).await.unwrap();
+        for _ in 1..SEQUENCES_AHEAD_MAX {
+            assert_eq!(sessions.begin(open).await.unwrap().to_pb().opened, 1);
+        }
+        let next = sessions.begin(open).await.unwrap().to_pb();
+        assert_eq!((next.opened, next.sequence, next.acknowledged_below), (2, 1, 1));
+        assert_eq!((slow.to_pb().opened, slow.to_pb().acknowledged_below), (1, 1));
     }
 }
