@@ -140,19 +140,23 @@ impl Remote {
         addresses
     }
 
-    /// Makes a unary call at any node that answers. The call may be made twice.
+    /// Makes a unary call at any node of the cluster that answers. The call may be made twice.
     pub(crate) async fn any<T, F>(&self, deadline: Instant, call: impl Fn(Channel) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
-        let mut last = None;
+        let mut last: Option<Error> = None;
         for address in self.addresses() {
             let attempt = async {
                 let channel = pipeline::connect(&address).await?;
                 call(channel).await.map(tonic::Response::into_inner).map_err(|status| proto::error_of(&status))
             };
             match timeout_at(deadline, attempt).await {
-                Ok(Err(error)) if matches!(error.reason, Reason::Unreachable | Reason::Stopping) => last = Some(error),
+                // A process that has yet to join, among others that have.
+                Ok(Err(error)) if error.reason == Reason::NotInitialized => last = Some(error),
+                Ok(Err(error)) if matches!(error.reason, Reason::Unreachable | Reason::Stopping) => {
+                    last = last.filter(|last| last.reason == Reason::NotInitialized).or(Some(error));
+                }
                 Ok(done) => return done,
                 Err(_) => {
                     return Err(Error::new(Reason::DeadlineExceeded, format!("{address} did not answer in time")));
