@@ -168,16 +168,21 @@ impl Core {
     /// Tells the cluster that this node is back. True when the cluster has heard it.
     ///
     /// The driver is asked over the addresses of the map. If it cannot be reached there, because many nodes have moved at
-    /// once, the addresses to join are told where this node is now: that alone brings the others back into contact.
+    /// once, the addresses to join are told where this node is now: that alone brings the others back into contact. They
+    /// are asked in any case: data of one cluster that is started among the nodes of another is refused, also when it is
+    /// that of a founder, whose driver is itself and never refuses it.
     async fn greet(&self, node: &Node) -> Result<bool, Error> {
         let identity = self.becoming.lock().await.clone();
         let cluster_id = identity.cluster_id.clone().unwrap_or_default();
         let register = self.register(identity.uuid.clone(), cluster_id, identity.node);
-        match node.drive(&Command::RegisterNode(register), Instant::now() + GREET_DEADLINE).await {
-            Ok(_) => return Ok(true),
+        let heard = match node.drive(&Command::RegisterNode(register), Instant::now() + GREET_DEADLINE).await {
+            Ok(_) => true,
             Err(error) if is_final(&error) => return Err(error),
-            Err(error) => tracing::debug!(%error, "the driver has not heard this node yet"),
-        }
+            Err(error) => {
+                tracing::debug!(%error, "the driver has not heard this node yet");
+                false
+            }
+        };
         for address in self.config.join.iter().filter(|address| **address != self.advertised) {
             match ask(address, self.join_request(&identity)).await {
                 Ok(_) => return Ok(true),
@@ -185,7 +190,7 @@ impl Core {
                 Err(error) => tracing::debug!(%address, %error, "not greeted yet"),
             }
         }
-        Ok(false)
+        Ok(heard)
     }
 }
 
