@@ -45,7 +45,7 @@ pub async fn run(args: Dev, output: &mut Output) -> Result<(), Failure> {
     let base_port = args.base_port.unwrap_or(if args.demo { 0 } else { PORT_DEFAULT });
     telemetry::install_logs(&args.log, LogFormat::Text);
     let config = DevConfig { nodes: args.nodes.into(), base_port, data: args.data, ..DevConfig::default() };
-    let mut cluster = DevCluster::start(config).await.map_err(anyhow::Error::new)?;
+    let mut cluster = DevCluster::start(config).await?;
     announce(&cluster, began, output)?;
     let result = if args.demo {
         demo::run(&mut cluster, output).await

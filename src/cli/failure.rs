@@ -3,7 +3,10 @@
 //! Invariant: the exit code depends on what happened, not on the command: scripts may rely on it.
 //! A write whose outcome is not known is always [`OUTCOME_UNKNOWN`], whatever else is true of its error.
 
-use crate::error::{Code, Error, Outcome, Reason};
+use crate::{
+    error::{Code, Error, Outcome, Reason},
+    server::StartError,
+};
 use std::{fmt, io};
 
 /// The command did what was asked.
@@ -132,6 +135,13 @@ impl From<anyhow::Error> for Failure {
             Ok(error) => Self::Api(error),
             Err(error) => Self::Other(error),
         }
+    }
+}
+
+impl From<StartError> for Failure {
+    /// Its text names its causes itself; as a chain they would be printed twice.
+    fn from(error: StartError) -> Self {
+        Self::Other(anyhow::Error::msg(error.to_string()))
     }
 }
 

@@ -108,14 +108,14 @@ pub async fn run(args: &Start, output: &mut Output) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     telemetry::install_logs(&config.log_level, config.log_format);
-    let mut node = server::start(config).await.map_err(anyhow::Error::new)?;
+    let mut node = server::start(config).await?;
     output.line(&format!("listening on {}, http on {}", node.address(), node.http_address()))?;
     output.flush()?;
     tokio::select! {
         biased;
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        fault = node.failed() => return Err(Failure::Other(fault.into())),
+        fault = node.failed() => return Err(fault.into()),
     }
     eprintln!("stopping");
     node.stop().await;
