@@ -1,7 +1,10 @@
 //! How the cluster is, as one node sees it.
 
 use super::Node;
-use crate::key::{DRIVER, NodeId, PartitionId};
+use crate::{
+    key::{DRIVER, NodeId, PartitionId},
+    placement,
+};
 
 /// What is not as it should be.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -14,6 +17,9 @@ pub struct Health {
     pub silent: Vec<NodeId>,
     /// Whether the placement driver has a known leader in contact.
     pub driver_led: bool,
+    /// Whether the placement driver has as many members as the nodes allow, none of them gone for good. Until then the
+    /// loss of one node can be the loss of its quorum.
+    pub driver_whole: bool,
 }
 
 impl Health {
@@ -34,6 +40,10 @@ impl Health {
         };
         if !self.driver_led {
             problems.push("the placement driver has no leader in contact: no keyspace can be created".to_owned());
+        }
+        if !self.driver_whole {
+            problems
+                .push("the placement driver has fewer members than the nodes allow, or they are changing".to_owned());
         }
         if !self.leaderless.is_empty() {
             problems.push(format!("{} partitions without a leader: {}", self.leaderless.len(), list(&self.leaderless)));
@@ -58,7 +68,7 @@ impl Node {
         let map = self.routing.map();
         let led = |id| self.routing.leader(id).is_some_and(|leader| self.liveness.is_alive(leader.node));
         let data = || map.partitions().values().filter(|partition| partition.id != DRIVER);
-        let wanted = |partition: &crate::placement::Partition| {
+        let wanted = |partition: &placement::Partition| {
             map.keyspaces().get(&partition.keyspace).map_or(0, |keyspace| keyspace.replicas as usize)
         };
         Health {
@@ -74,6 +84,13 @@ impl Node {
                 .map(|node| node.id)
                 .collect(),
             driver_led: led(DRIVER),
+            driver_whole: map.driver().is_some_and(|driver| {
+                let stays = |node: &NodeId| map.node(*node).is_some_and(|node| !node.gone);
+                let nodes = map.nodes().keys().filter(|node| stays(node)).count();
+                driver.is_at_rest()
+                    && driver.members.iter().all(|member| stays(&member.node))
+                    && driver.members.len() >= placement::driver_replicas(nodes)
+            }),
         }
     }
 }

@@ -20,7 +20,7 @@ pub mod state;
 
 pub use command::{Answer, Command, CreateKeyspace, Cuts, Refusal, RegisterNode, Reply, Step};
 pub use map::{Fit, Keyspace, Map, MapDelta, Node, Partition, Phase};
-pub use plan::{Decision, Health, Liveness, plan};
+pub use plan::{Decision, Health, Liveness, driver_replicas, plan};
 pub use ring::{Placer, Ring};
 pub use state::State;
 

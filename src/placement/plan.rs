@@ -87,12 +87,18 @@ pub fn plan(state: &State, liveness: &Liveness) -> Vec<Decision> {
     decisions
 }
 
+/// Voters of group 0 among this many nodes: an odd number, at most [`DRIVER_REPLICAS_MAX`].
+#[must_use]
+pub fn driver_replicas(nodes: usize) -> usize {
+    let most = nodes.min(DRIVER_REPLICAS_MAX as usize);
+    if most.is_multiple_of(2) { most.saturating_sub(1) } else { most }
+}
+
 /// Group 0: one, three or five voters, as nodes allow, spread over zones. It never shrinks for want of live nodes.
 fn grow_driver(state: &State, liveness: &Liveness) -> Option<Decision> {
     let driver = state.map().driver().filter(|driver| driver.is_at_rest())?;
     let kept = nodes_of(state, driver);
-    let most = possible(&alive(state, liveness), &kept).min(DRIVER_REPLICAS_MAX as usize);
-    let voters = if most.is_multiple_of(2) { most.saturating_sub(1) } else { most };
+    let voters = driver_replicas(possible(&alive(state, liveness), &kept));
     if voters <= kept.len() && kept.len() == driver.target.len() {
         return None;
     }
