@@ -23,7 +23,7 @@ async fn main() -> Result<(), Error> {
 
     let batch = rows.batch().put("user/ben", "Ben").put("user/cleo", "Cleo").delete("user/dora").await?;
     for item in batch.items {
-        println!("batch item: {:?}", item.map(|written| written.existed));
+        println!("batch item: the row was there before: {:?}", item.map(|written| written.existed));
     }
 
     match rows.delete("user/nobody").must_exist().await {
