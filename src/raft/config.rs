@@ -54,6 +54,12 @@ impl RaftConfig {
         Duration::from_millis(self.election_ms.end)
     }
 
+    /// How long a leader that no quorum answers keeps quiet, before it tries again for as long. The others need their
+    /// leases to end, which is `end` after its last message, then `end` to campaign, and time for the votes.
+    pub(super) fn quiet_period(&self) -> Duration {
+        Duration::from_millis(self.election_ms.end * 3)
+    }
+
     /// How long an append request may take: a few heartbeats, so that a slow disk does not end a session.
     pub(super) fn append_deadline(&self) -> Duration {
         Duration::from_millis(self.heartbeat_ms * 4)
@@ -73,8 +79,8 @@ impl RaftConfig {
             enable_leader_restore: Some(false),
             enable_pre_vote: Some(true),
             enable_elect: elect,
-            // Ends the livelock of an old leader that reaches a bridge between two parts of the group.
-            quorum_loss_probe_interval: Some(self.election_ms.end * 2),
+            // Ends the livelock of an old leader that is heard and does not hear; see `super::quiet`.
+            quorum_loss_probe_interval: Some(self.quiet_period().as_millis() as u64),
             removed_leader_step_down: StepDownPolicy::After(self.heartbeat_ms * 2),
             backoff: "50ms 100ms 200ms ...1s".to_owned(),
             // Both are decided by bytes, in `super::replica`.

@@ -19,6 +19,7 @@ mod hub;
 mod machine;
 mod members;
 mod network;
+mod quiet;
 mod replica;
 mod replicated;
 mod runtime;

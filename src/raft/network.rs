@@ -4,9 +4,11 @@
 //! * every wait has a deadline;
 //! * append requests of one session leave in order, and the session ends with the first that is not an unqualified
 //!   success: what was sent after it says nothing;
-//! * a replica that is not where it should be counts as unreachable, so that openraft backs off.
+//! * a replica that is not where it should be counts as unreachable, so that openraft backs off;
+//! * a leader that no quorum answers sends nothing during its silent turns (`super::quiet`).
 
 use super::{
+    quiet::Quiet,
     snapshots::{CHUNK_BYTES, Content, Snapshot, Vault},
     types::{Entry, LogId, Types, Vote},
     wire::{self, Address, Piece, Status, Turn},
@@ -38,6 +40,7 @@ use std::{
     },
     time::Duration,
 };
+use tokio::time::Instant;
 
 /// Append requests of one session that may wait for an answer; each carries up to
 /// [`super::storage::APPEND_BYTES`].
@@ -63,6 +66,8 @@ pub(super) struct Network {
     pub(super) numbers: Arc<AtomicU64>,
     /// How long an append request may take.
     pub(super) append_deadline: Duration,
+    /// When append requests wait.
+    pub(super) quiet: Quiet,
 }
 
 /// The way to one other replica. Cheap: openraft makes one per election and voter.
@@ -71,13 +76,14 @@ pub(super) struct Link {
     to: ReplicaId,
     node: NodeId,
     heartbeat: bool,
+    since: Instant,
 }
 
 impl RaftNetworkFactory<Types> for Network {
     type Network = Link;
 
     async fn new_client(&mut self, target: u64, node: &NodeId) -> Link {
-        Link { network: self.clone(), to: ReplicaId(target), node: *node, heartbeat: false }
+        Link { network: self.clone(), to: ReplicaId(target), node: *node, heartbeat: false, since: Instant::now() }
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, node: &NodeId) -> Link {
@@ -126,9 +132,16 @@ impl Link {
         turn: Turn,
         request: &AppendEntriesRequest<Types>,
     ) -> impl Future<Output = Result<AppendEntriesResponse<Types>, RPCError<Types>>> + Send + use<> {
-        let body = wire::append(self.address(), turn, request);
-        let answer = self.ask(Kind::RaftAppend, body, self.network.append_deadline);
-        async move { wire::read_appended(answer.await?).map_err(|damaged| NetworkError::new(&damaged).into()) }
+        let answer = (!self.network.quiet.is_due(self.since)).then(|| {
+            let body = wire::append(self.address(), turn, request);
+            self.ask(Kind::RaftAppend, body, self.network.append_deadline)
+        });
+        async move {
+            let Some(answer) = answer else {
+                return Err(Unreachable::from_string("no quorum answers; keeping quiet for the others to elect").into());
+            };
+            wire::read_appended(answer.await?).map_err(|damaged| NetworkError::new(&damaged).into())
+        }
     }
 
     async fn ask_vote(

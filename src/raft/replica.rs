@@ -14,6 +14,7 @@ use super::{
     hub::RaftHub,
     machine::AnyCell,
     network::Network,
+    quiet::Quiet,
     replicated::Replicated,
     serve::{self, Server},
     snapshots::Vault,
@@ -110,6 +111,7 @@ impl Running {
         // Raised to the size of the state when it is reached.
         vault.mark.store(hub.config.snapshot_bytes, Ordering::Release);
         let (machine, released) = Replicated::new(Arc::clone(&cell), Arc::clone(&vault));
+        let quiet = Quiet::new(hub.config.lease(), hub.config.quiet_period());
         let network = Network {
             endpoint: Arc::clone(&hub.endpoint),
             group,
@@ -117,6 +119,7 @@ impl Running {
             vault: Arc::clone(&vault),
             numbers: Arc::clone(&hub.numbers),
             append_deadline: hub.config.append_deadline(),
+            quiet: quiet.clone(),
         };
         // What has voted may have promised a lease to a leader that still counts on it.
         let has_voted = found.vote.is_some();
@@ -125,6 +128,7 @@ impl Running {
         let raft = Raft::build(replica.0, config, network, log.clone(), machine)
             .await
             .map_err(|fatal| OpenError::State(fatal.to_string()))?;
+        quiet.watch(raft.metrics());
         let (leadership, _) = watch::channel(Leadership::default());
         let barriers = Arc::new(Barriers {
             raft: raft.clone(),

@@ -73,6 +73,31 @@ async fn a_write_proposed_by_a_deposed_leader_is_reported_as_unknown() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_leader_that_is_heard_and_hears_nothing_is_replaced_while_it_repeats_itself() {
+    let world = World::with_group(3, RaftConfig::default()).await;
+    let leader = world.leader().await;
+    for other in world.groups.keys().filter(|other| **other != leader) {
+        world.network.cut(NodeId(*other), NodeId(leader));
+    }
+    // An entry that reaches the others, and whose acknowledgement is lost.
+    let group = world.groups[&leader].clone();
+    let pending = crate::env::spawn(world.on(leader, async move { group.write(pair("x", 1), within(30_000)).await }));
+    super::world::eventually("another leads", || {
+        world.groups.iter().any(|(n, group)| *n != leader && group.is_leader())
+    })
+    .await;
+    let others: Vec<u64> = world.groups.keys().copied().filter(|n| *n != leader).collect();
+    super::world::eventually("it has what was repeated", || {
+        others.iter().any(|n| world.get(*n, "x").as_deref() == Some("1"))
+    })
+    .await;
+    world.network.heal_all();
+    world.agree(world.write("y", 1).await).await;
+    // It is the same entry, whoever committed it.
+    assert!(pending.await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn acknowledged_writes_survive_loss_delay_and_crashes() {
     let config = RaftConfig { snapshot_bytes: 20_000, log_keep_bytes: 4_000, ..RaftConfig::default() };
     let mut world = World::with_group(3, config).await;
