@@ -15,7 +15,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let public = prost_types_without_internal(&descriptors);
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("meridian_v1.bin"), public.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    // Maps in order: the same message is the same bytes.
+    tonic_prost_build::configure().bytes(".").btree_map(".").compile_fds(descriptors)?;
     Ok(())
 }
 
