@@ -3,7 +3,8 @@
 //! Invariants:
 //! * a frame leaves when [`Endpoint::call`] or [`Endpoint::cast`] is called, not when the future is first polled: the
 //!   order of calls is the order of frames;
-//! * a call is forgotten when it is answered, when its deadline passes and when its future is dropped;
+//! * a call is forgotten when it is answered, when its deadline passes, when its future is dropped and when the
+//!   connection that it left by has ended: nobody waits for the answer of a node that is known to be away;
 //! * an answer is taken only from the node and for the kind that were asked. Call ids begin at a random number, so
 //!   that an answer meant for an earlier life of this node matches nothing.
 
@@ -35,6 +36,9 @@ pub enum CallError {
     /// No answer came in time. The other node may have acted on the call.
     #[error("no answer in time")]
     Timeout,
+    /// The connection ended before an answer came. The other node may have acted on the call.
+    #[error("connection lost")]
+    Lost,
     /// This endpoint was closed. The other node may have acted on the call.
     #[error("stopped")]
     Stopped,
@@ -44,7 +48,7 @@ impl CallError {
     /// Whether the other node may have acted on the call.
     #[must_use]
     pub const fn may_have_arrived(self) -> bool {
-        matches!(self, Self::Timeout | Self::Stopped)
+        matches!(self, Self::Timeout | Self::Lost | Self::Stopped)
     }
 }
 
@@ -135,6 +139,21 @@ impl Wires {
     }
 }
 
+impl Wires {
+    /// Ends the calls to a node that left by a connection which has ended.
+    fn lose(&self, to: NodeId, carried: fn(Kind) -> bool) {
+        let lost: BTreeMap<u64, Waiting> = {
+            let mut calls = self.calls.lock();
+            let waiting = std::mem::take(&mut calls.waiting).into_iter();
+            let (lost, kept) = waiting.partition(|(_, waiting)| waiting.to == to && carried(waiting.kind));
+            calls.waiting = kept;
+            lost
+        };
+        // Their ends are dropped here, without the lock.
+        drop(lost);
+    }
+}
+
 /// Forgets its call when dropped.
 struct Open {
     wires: Arc<Wires>,
@@ -159,11 +178,14 @@ impl Endpoint {
     #[must_use]
     pub fn new(me: NodeId, transport: Arc<dyn Transport>) -> Arc<Self> {
         let calls = Calls { next: env::random_u64(), closed: false, waiting: BTreeMap::new() };
-        Arc::new(Self {
-            wires: Arc::new(Wires { me, transport, calls: Mutex::new(calls) }),
-            services: RwLock::default(),
-            contacts: Mutex::default(),
-        })
+        let wires = Arc::new(Wires { me, transport, calls: Mutex::new(calls) });
+        let weak = Arc::downgrade(&wires);
+        wires.transport.on_lost(Box::new(move |to, carried| {
+            if let Some(wires) = weak.upgrade() {
+                wires.lose(to, carried);
+            }
+        }));
+        Arc::new(Self { wires, services: RwLock::default(), contacts: Mutex::default() })
     }
 
     /// This node.
@@ -199,10 +221,11 @@ impl Endpoint {
         let until = Instant::now() + deadline.min(CALL_DEADLINE_MAX);
         let opened = self.open(to, kind, body);
         async move {
-            let (_forget_when_done, answer) = opened?;
+            let (forget_when_done, answer) = opened?;
             match timeout_at(until, answer).await {
                 Ok(Ok(body)) => Ok(body),
-                Ok(Err(_closed)) => Err(CallError::Stopped),
+                Ok(Err(_ended)) if forget_when_done.wires.calls.lock().closed => Err(CallError::Stopped),
+                Ok(Err(_ended)) => Err(CallError::Lost),
                 Err(_elapsed) => Err(CallError::Timeout),
             }
         }

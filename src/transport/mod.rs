@@ -94,6 +94,9 @@ pub enum SendError {
     QueueFull,
 }
 
+/// Told of a node whose connection has ended, and which kinds of frames that connection carried.
+pub type Lost = Box<dyn Fn(NodeId, fn(Kind) -> bool) + Send + Sync>;
+
 /// Moves frames.
 pub trait Transport: Send + Sync + 'static {
     /// Queues a frame. Never blocks.
@@ -104,6 +107,10 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Tells where nodes are; known nodes that are not named stay known.
     fn set_addresses(&self, addresses: &[(NodeId, String)]);
+
+    /// Has `lost` called whenever a connection has ended: frames sent over it may not have arrived. Set once, by the
+    /// endpoint. A transport that cannot tell never calls it.
+    fn on_lost(&self, _lost: Lost) {}
 }
 
 /// Takes frames that arrived, in order per sender.

@@ -15,7 +15,7 @@ mod tests;
 
 pub use serve::{FrameServer, LANES_MAX};
 
-use super::{Frame, Kind, PROTOCOL_VERSION, SendError, Transport};
+use super::{Frame, Kind, Lost, PROTOCOL_VERSION, SendError, Transport};
 use crate::{
     env,
     error::{Error, Reason},
@@ -28,7 +28,7 @@ use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -71,13 +71,13 @@ pub const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::
 /// Counted for a frame besides its body.
 const FRAME_BYTES: usize = 32;
 
-/// Who this process is, for hellos.
-#[derive(Debug)]
+/// Who this process is, for hellos, and whom it tells that a stream has ended.
 struct Identity {
     cluster_id: String,
     me: NodeId,
     life: u64,
     streams: AtomicU64,
+    lost: OnceLock<Lost>,
 }
 
 /// The lanes to one node.
@@ -97,8 +97,13 @@ impl Peer {
     }
 
     fn lane(&self, kind: Kind) -> &Arc<Lane> {
-        if kind == Kind::RaftSnapshot { &self.bulk } else { &self.usual }
+        if is_bulk(kind) { &self.bulk } else { &self.usual }
     }
+}
+
+/// Which lane a kind goes by.
+const fn is_bulk(kind: Kind) -> bool {
+    matches!(kind, Kind::RaftSnapshot)
 }
 
 /// One stream to one node, whether it exists at the moment or not.
@@ -142,6 +147,7 @@ pub struct GrpcTransport {
     peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
     /// Lanes to be opened, by a task in the scope of the transport: frames may be sent from any thread.
     opener: mpsc::UnboundedSender<(Arc<Lane>, u64)>,
+    identity: Arc<Identity>,
 }
 
 impl GrpcTransport {
@@ -153,15 +159,17 @@ impl GrpcTransport {
             me,
             life: env::random_u64(),
             streams: AtomicU64::new(0),
+            lost: OnceLock::new(),
         });
+        let shared = Arc::clone(&identity);
         // Not bounded by its type; holds each lane at most once, since only a lane that is not open is sent.
         let (opener, mut opened) = mpsc::unbounded_channel::<(Arc<Lane>, u64)>();
         env::spawn(async move {
             while let Some((lane, epoch)) = opened.recv().await {
-                env::spawn(run(lane, epoch, Arc::clone(&identity)));
+                env::spawn(run(lane, epoch, Arc::clone(&shared)));
             }
         });
-        Arc::new(Self { peers: RwLock::default(), opener })
+        Arc::new(Self { peers: RwLock::default(), opener, identity })
     }
 
     /// Why the last stream to `node` ended, if the last one failed: unreachable, or refused by name.
@@ -192,6 +200,11 @@ impl Transport for GrpcTransport {
                 lane.set_address(Some(address));
             }
         }
+    }
+
+    fn on_lost(&self, lost: Lost) {
+        // One endpoint, once.
+        let _already_set = self.identity.lost.set(lost);
     }
 }
 
@@ -329,6 +342,9 @@ async fn run(lane: Arc<Lane>, epoch: u64, identity: Arc<Identity>) {
         outcome = stream_frames(&lane, epoch, &identity) => outcome,
     };
     lane.closed(epoch, start.elapsed(), outcome);
+    if let Some(lost) = identity.lost.get() {
+        lost(lane.to, if lane.number == 1 { is_bulk } else { |kind| !is_bulk(kind) });
+    }
 }
 
 async fn stream_frames(lane: &Arc<Lane>, epoch: u64, identity: &Identity) -> Result<(), Error> {

@@ -130,6 +130,28 @@ fn frames_arrive_in_order_and_are_answered() {
 }
 
 #[test]
+fn a_call_ends_with_its_connection_and_not_at_its_deadline() {
+    struct Silent(mpsc::UnboundedSender<()>);
+    impl Service for Silent {
+        fn handle(&self, _from: NodeId, _body: Bytes, _reply: Reply) {
+            self.0.send(()).unwrap();
+        }
+    }
+    let (a, b) = pair();
+    a.call_until_answered(B, "hello");
+    let (arrived, mut arrivals) = mpsc::unbounded_channel();
+    b.endpoint.register(Kind::Driver, Arc::new(Silent(arrived)));
+    let call = a.endpoint.call(B, Kind::Driver, "no answer".into(), SOON);
+    a.runtime().block_on(async {
+        let call = env::spawn(call);
+        arrivals.recv().await.unwrap();
+        drop(b);
+        assert_eq!(call.await.unwrap(), Err(CallError::Lost));
+    });
+    assert_eq!(a.endpoint.calls_waiting(), 0);
+}
+
+#[test]
 fn a_long_frame_passes_and_one_that_cannot_fit_is_refused() {
     let (a, _b) = pair();
     let long = Bytes::from(vec![1; 20 << 20]);
