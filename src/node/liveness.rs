@@ -52,9 +52,13 @@ impl Liveness {
         self.contact(node).is_some_and(|silence| silence < CONTACT_LOST_AFTER)
     }
 
-    /// Whether too few of `members` have been in contact for a quorum, for as long as it takes to be sure.
+    /// Whether too few of `members` have been in contact for a quorum, for as long as it takes to be sure. Of a group whose
+    /// members are not known yet nothing can be said.
     #[must_use]
     pub fn quorum_lost(&self, members: &[Replica]) -> bool {
+        if members.is_empty() {
+            return false;
+        }
         let alive = members.iter().filter(|member| self.silence(member.node) < CONTACT_LOST_AFTER).count();
         alive < members.len() / 2 + 1
     }

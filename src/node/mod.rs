@@ -304,13 +304,14 @@ pub fn explain_write(id: PartitionId, error: &WriteError, status: &Status, liven
     let members = &status.voters;
     let unknown = |message: String| Error::new(Reason::OutcomeUnknown, message).outcome(Outcome::Unknown);
     match error {
-        WriteError::NotLeader { leader: Some(leader) } => {
+        // A replica that cannot be elected goes on naming the leader that it had.
+        WriteError::NotLeader { leader: Some(leader) } if !liveness.quorum_lost(members) => {
             let hint = Hint { partition: id, leader: Some(leader.node), term: status.term, map_version: 0 };
             Error::new(Reason::NotLeader, format!("partition {id} is led by node {}", leader.node))
                 .outcome(Outcome::NotApplied)
                 .hint(hint)
         }
-        WriteError::NotLeader { leader: None } | WriteError::NoQuorum => {
+        WriteError::NotLeader { .. } | WriteError::NoQuorum => {
             liveness.no_leader(id, members, Some(Outcome::NotApplied))
         }
         WriteError::Overloaded => {

@@ -1,7 +1,7 @@
 //! `/metrics`, `/livez` and `/readyz`, over plain HTTP/1.1 on a port of their own.
 //!
 //! `/livez` says that the process runs; `/readyz` that it belongs to a cluster and that every replica on it knows a
-//! leader, with the reason when it does not.
+//! leader with a quorum, with the reason when it does not.
 
 use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use std::sync::Arc;

@@ -184,10 +184,19 @@ impl Core {
         let leaderless = node
             .partitions()
             .iter()
-            .filter(|partition| partition.group().leadership().leader.is_none())
+            // Without a quorum a replica goes on naming the leader that it had, itself among them.
+            .filter(|partition| {
+                let status = partition.group().status();
+                let led = status.leader.is_some_and(|leader| node.liveness().is_alive(leader.node));
+                !led || node.liveness().quorum_lost(&status.voters)
+            })
             .map(|partition| partition.id.to_string())
             .collect::<Vec<_>>();
-        if leaderless.is_empty() { Ok(()) } else { Err(format!("no leader known for {}", leaderless.join(", "))) }
+        if leaderless.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("no leader with a quorum for {}", leaderless.join(", ")))
+        }
     }
 }
 

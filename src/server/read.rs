@@ -12,6 +12,8 @@ use crate::{
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How often a waiting read looks whether its group has lost its quorum.
+const QUORUM_CHECK: Duration = Duration::from_millis(200);
 /// Longest staleness that can be asked for, an hour.
 pub(crate) const MAX_STALENESS_MS_MAX: u64 = 3_600_000;
 
@@ -119,8 +121,8 @@ pub(crate) async fn reach(
             (v1::Consistency::Lease, Stale::None)
         }
         Choice::Bounded(bound) => {
-            let staleness =
-                group.fresh_within(*bound, deadline).await.map_err(|error| too_stale(partition.id, *bound, &error))?;
+            let staleness = while_quorum(node, partition, group.fresh_within(*bound, deadline)).await;
+            let staleness = staleness.map_err(|error| too_stale(partition.id, *bound, &error))?;
             metrics::histogram!(telemetry::READ_STALENESS_SECONDS).record(staleness.as_secs_f64());
             (v1::Consistency::Bounded, Stale::AtMost(staleness))
         }
@@ -141,14 +143,33 @@ pub(crate) async fn reach(
     Ok(ReadPoint { level, role: role_to_pb(group.role()), staleness })
 }
 
+/// Waits, but not for a quorum that is not there.
+async fn while_quorum<T>(
+    node: &Node,
+    partition: &Partition,
+    waiting: impl Future<Output = Result<T, BarrierError>>,
+) -> Result<T, BarrierError> {
+    let mut waiting = std::pin::pin!(waiting);
+    loop {
+        match tokio::time::timeout(QUORUM_CHECK, &mut waiting).await {
+            Ok(done) => return done,
+            Err(_waiting) if node.liveness().quorum_lost(&partition.group().status().voters) => {
+                return Err(BarrierError::NoQuorum);
+            }
+            Err(_waiting) => {}
+        }
+    }
+}
+
 async fn barrier(node: &Node, partition: &Partition, level: BarrierLevel, deadline: Instant) -> Result<(), Error> {
     let group = partition.group();
-    match group.barrier(level, deadline).await {
+    let quorum_lost = || node.liveness().quorum_lost(&group.status().voters);
+    match while_quorum(node, partition, group.barrier(level, deadline)).await {
         Ok(_) => Ok(()),
-        Err(BarrierError::Timeout) if !node.liveness().quorum_lost(&group.status().voters) => {
+        Err(BarrierError::Timeout) if !quorum_lost() => {
             Err(Error::new(Reason::DeadlineExceeded, format!("partition {} confirmed no leader in time", partition.id)))
         }
-        Err(BarrierError::NoLeader { hint: Some(leader) }) if leader != group.replica() => {
+        Err(BarrierError::NoLeader { hint: Some(leader) }) if leader != group.replica() && !quorum_lost() => {
             let message = format!("partition {} is led by node {}", partition.id, leader.node);
             Err(Error::new(Reason::NotLeader, message).hint(node.hint(partition.id)))
         }
