@@ -32,6 +32,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Without a quorum, any contact or a replica that is fresh enough for this long, a request fails instead of waiting for its deadline.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// The same once a member has said that it has no quorum: it has waited for the others already.
+const NO_QUORUM_PATIENCE: Duration = Duration::from_millis(500);
 /// Longest wait for a newer map at once.
 pub(crate) const REFRESH_MAX: Duration = Duration::from_millis(300);
 /// Changes of the map that a request follows without waiting.
@@ -40,7 +42,7 @@ const MOVES_FREE: u32 = 3;
 /// How long a request goes on while nobody can serve it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Patience {
-    /// To the deadline while an election may be going on, [`PATIENCE`] without a quorum.
+    /// To the deadline while an election may be going on, [`PATIENCE`] or less without a quorum.
     Usual,
     /// [`PATIENCE`] in either case: there is another way to answer.
     Short,
@@ -55,6 +57,8 @@ pub(crate) enum Effect {
     Read,
     /// It writes under a session and sequence: sending it again is safe.
     Write,
+    /// It writes under its caller's session: there may have been attempts of which this router knows nothing.
+    WriteForCaller,
 }
 
 /// Where a request belongs in a map: `None` if the map does not know, an error if nowhere.
@@ -86,7 +90,7 @@ struct Tries {
     /// Nodes asked in this round.
     asked: BTreeSet<NodeId>,
     /// The last refusal of each node, for the error at the end.
-    refusals: BTreeMap<NodeId, Reason>,
+    refusals: BTreeMap<NodeId, Error>,
     round_began: Instant,
     /// Nobody in this round had contact with a quorum, or was fresh enough.
     round_hopeless: bool,
@@ -173,7 +177,12 @@ impl<C: Caller> Router<C> {
             return Err(Error::new(Reason::DeadlineExceeded, "the deadline passed").outcome(Outcome::NotApplied));
         }
         tries.attempts += 1;
-        let share = if job.heavy { left / 2 } else { left / 4 };
+        let share = match (tries.no_quorum(), job.heavy) {
+            // The members that are left are away too, or answer soon.
+            (Some(_), _) => Duration::ZERO,
+            (None, true) => left / 2,
+            (None, false) => left / 4,
+        };
         let deadline = (now + share.max(ATTEMPT_MIN)).min(job.deadline);
         self.ask(partition, node, (job.op, job.tokens), deadline).await
     }
@@ -204,8 +213,9 @@ impl<C: Caller> Router<C> {
             return Err(tries.give_up(job));
         }
         let waits = job.patience == Patience::Usual && !tries.round_hopeless;
+        let patience = if tries.no_quorum().is_some() { NO_QUORUM_PATIENCE } else { PATIENCE };
         tries.hopeless_since = if waits { None } else { tries.hopeless_since.or(Some(tries.round_began)) };
-        if tries.hopeless_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE) {
+        if tries.hopeless_since.is_some_and(|since| now.saturating_duration_since(since) >= patience) {
             return Err(tries.give_up(job));
         }
         let pause = tries.pause();
@@ -265,10 +275,11 @@ impl Tries {
 
     /// Takes an error of one attempt: the error that ends the request, or go on.
     fn judge(&mut self, job: &Job<'_>, node: NodeId, error: Error) -> Result<(), Error> {
-        if job.effect == Effect::Write && !is_definite(&error) {
+        if job.effect != Effect::Read && !is_definite(&error) {
             self.ambiguous = true;
         }
-        self.refusals.insert(node, error.reason);
+        tracing::debug!(%node, %error, attempt = self.attempts, "an attempt failed");
+        self.refusals.insert(node, error.clone());
         self.asked.insert(node);
         let over = Instant::now() >= job.deadline;
         match error.reason {
@@ -300,39 +311,40 @@ impl Tries {
 
     /// The error of a request that nobody could serve.
     fn give_up(&self, job: &Job<'_>) -> Error {
-        let lost = self.refusals.values().all(|reason| *reason == Reason::NoQuorum || is_contact_lost(*reason));
-        let no_quorum = self.refusals.values().any(|reason| *reason == Reason::NoQuorum);
+        let lost = |error: &Error| error.reason == Reason::NoQuorum || is_contact_lost(error.reason);
+        let lost = self.refusals.values().all(lost);
         let asked: Vec<String> =
-            self.refusals.iter().map(|(node, reason)| format!("{node}: {}", reason.as_str())).collect();
+            self.refusals.iter().map(|(node, error)| format!("{node}: {}", error.reason.as_str())).collect();
         let asked = asked.join(", ");
-        let error = match &self.last {
-            None => Error::new(Reason::LeaderUnknown, "no node is known that holds this part of the keyspace"),
-            Some(_) if lost && no_quorum => Error::new(
-                Reason::NoQuorum,
-                format!(
-                    "too few members of the partition are in contact for a quorum ({asked}); eventual reads are still \
-                     answered by each member that runs"
-                ),
-            )
-            .with("still_possible", "EVENTUAL reads"),
-            Some(last) if lost && last.reason != Reason::NotInitialized => {
+        // Whoever answered knows more than a connection that failed.
+        let telling = self.refusals.values().find(|error| !is_contact_lost(error.reason)).or(self.last.as_ref());
+        let error = match (telling, self.no_quorum()) {
+            (None, _) => Error::new(Reason::LeaderUnknown, "no node is known that holds this part of the keyspace"),
+            (_, Some(error)) if lost => error.clone().with("still_possible", "EVENTUAL reads"),
+            (Some(last), _) if lost && last.reason != Reason::NotInitialized => {
                 let reason = if last.reason == Reason::DeadlineExceeded { last.reason } else { Reason::Unreachable };
                 Error::new(reason, format!("no member of the partition answered ({asked}): {}", last.message))
             }
-            Some(last) if matches!(last.reason, Reason::NotLeader | Reason::WrongPartition) => Error::new(
+            (Some(last), _) if matches!(last.reason, Reason::NotLeader | Reason::WrongPartition) => Error::new(
                 Reason::LeaderUnknown,
                 format!("no replica accepted the request before its deadline ({asked}): {}", last.message),
             ),
-            Some(last) => last.clone(),
+            (Some(last), _) => last.clone(),
         };
-        self.finish(job, Error { hint: None, ..error }.with("members", asked).with("attempts", self.attempts))
+        self.finish(job, Error { hint: None, ..error }.with("asked", asked).with("attempts", self.attempts))
+    }
+
+    /// What a member says that has too few others in contact.
+    fn no_quorum(&self) -> Option<&Error> {
+        self.refusals.values().find(|error| error.reason == Reason::NoQuorum)
     }
 
     /// An error with what is known of the write over all attempts.
     fn finish(&self, job: &Job<'_>, error: Error) -> Error {
         match job.effect {
             Effect::Read => Error { outcome: None, ..error },
-            Effect::Write if self.ambiguous && !is_settled(error.reason) => Error {
+            Effect::WriteForCaller if error.reason == Reason::SessionExpired => error.outcome(Outcome::Unknown),
+            Effect::Write | Effect::WriteForCaller if self.ambiguous && !is_settled(error.reason) => Error {
                 metadata: error.metadata,
                 ..Error::new(
                     Reason::OutcomeUnknown,
@@ -345,7 +357,7 @@ impl Tries {
             }
             .with("cause", error.reason.as_str())
             .outcome(Outcome::Unknown),
-            Effect::Write => error.outcome(Outcome::NotApplied),
+            Effect::Write | Effect::WriteForCaller => error.outcome(Outcome::NotApplied),
         }
     }
 }
@@ -355,9 +367,11 @@ const fn is_settled(reason: Reason) -> bool {
     matches!(reason, Reason::NotFound | Reason::NotANumber | Reason::NumberOverflow)
 }
 
-/// Whether a refused write has certainly not been proposed by that attempt.
+/// Whether a refused write has certainly not been applied by that attempt, and will not be.
 fn is_definite(error: &Error) -> bool {
     match error.outcome {
+        // It is unknown of earlier attempts, which have been judged already.
+        _ if error.reason == Reason::SessionExpired => true,
         Some(outcome) => outcome == Outcome::NotApplied,
         None => {
             matches!(error.reason, Reason::NotLeader | Reason::WrongPartition | Reason::NotInitialized)

@@ -290,7 +290,8 @@ impl<C: Caller> Router<C> {
     ) -> Result<Served, Error> {
         let own = session_mut(&mut op).is_some_and(|session| session.as_ref().is_none_or(|s| s.client_id.is_empty()));
         if !own {
-            return self.run(&Job::write(place, &op, tokens, deadline)).await;
+            let job = Job { effect: Effect::WriteForCaller, ..Job::write(place, &op, tokens, deadline) };
+            return self.run(&job).await;
         }
         let mut sessions = 1;
         loop {
@@ -320,7 +321,10 @@ impl<C: Caller> Router<C> {
         let others = (0..nodes.len()).map(|i| nodes[(start + i) % nodes.len()]);
         let mut order: Vec<NodeId> = near.into_iter().chain(others.filter(|node| Some(*node) != near)).collect();
         order.sort_by_key(|node| self.is_suspect(*node));
-        let mut last = Error::new(Reason::NotInitialized, "no node is known yet");
+        let mut last = match order.is_empty() {
+            true => Error::new(Reason::NotInitialized, "no node is known yet"),
+            false => Error::new(Reason::DeadlineExceeded, "the deadline passed before the write had a session"),
+        };
         for node in order {
             let now = Instant::now();
             let left = deadline.saturating_duration_since(now);

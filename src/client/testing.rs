@@ -340,7 +340,8 @@ impl World {
         };
         let session = session.expect("the router attaches a session");
         if session.opened <= self.forgotten {
-            return Err(self.error(Reason::SessionExpired, None));
+            // As the state machine: it cannot know whether there was an earlier attempt.
+            return Err(self.error(Reason::SessionExpired, None).outcome(Outcome::Unknown));
         }
         // As the state machine does: by session first, whatever the partition is now; a copy went along with splits.
         let slot = (session.client_id, session.sequence);
