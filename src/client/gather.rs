@@ -46,6 +46,8 @@ pub(crate) struct Cursor {
     window: usize,
     /// Partitions that share a page's rows: 1 in an ordered keyspace.
     lanes: usize,
+    /// Rows of the last whole partition of an ordered scan: what the next one is taken to have.
+    part_rows: usize,
 }
 
 impl Cursor {
@@ -59,11 +61,19 @@ impl Cursor {
         }
     }
 
-    /// The next part to ask, with the request for it.
-    fn next_ask(&mut self, map: &Map, room: usize) -> Option<(Ask, request::Op)> {
+    /// The next part to ask, with the request for it. None while what is fetched, and what the `asked` parts are taken to
+    /// have, will do: a row moved and not returned is moved in vain.
+    fn next_ask(&mut self, map: &Map, room: usize, asked: usize) -> Option<(Ask, request::Op)> {
         let id = self.space.id;
+        let enough = self.stitch.limit().map_or(room, |limit| room.min(usize::try_from(limit).unwrap_or(room)));
+        // The first part asked is the next in order: nothing comes before its rows.
+        let follows = self.lanes == 1 && asked > 0;
+        let ahead = if follows { self.stitch.fetched() + asked * self.part_rows } else { 0 };
+        if ahead >= enough {
+            return None;
+        }
         let ask = self.stitch.next_ask(|edge| query::partition_at(map, id, edge).map(|(_, span)| span))?;
-        let wanted = self.stitch.limit().map_or(room, |limit| room.min(usize::try_from(limit).unwrap_or(room)));
+        let wanted = enough - ahead;
         let share = if self.lanes > 1 { wanted / self.lanes * 5 / 4 + SHARE_SLACK } else { wanted };
         let request = v1::ScanRequest {
             range: Some(query::range_of_span(&ask.span)),
@@ -137,6 +147,7 @@ impl<C: Caller> Router<C> {
             skips: scan.on_partition_failure() == v1::OnPartitionFailure::Skip,
             window: if space.layout == Layout::Hashed { WINDOW_HASHED } else { 1 },
             lanes,
+            part_rows: 0,
             request: scan,
         };
         if !token.is_empty() {
@@ -153,7 +164,7 @@ impl<C: Caller> Router<C> {
         while !cursor.stitch.take(&mut page, rows_max, query::PAGE_BYTES_MAX) && !cursor.stitch.is_done() {
             let map = self.routing().map();
             while flight.len() < cursor.window {
-                let Some((ask, op)) = cursor.next_ask(&map, rows_max - page.rows.len()) else { break };
+                let Some((ask, op)) = cursor.next_ask(&map, rows_max - page.rows.len(), flight.len()) else { break };
                 flight.push(self.scan_part(cursor.space, ask, op, cursor.skips, deadline));
             }
             let Some((ask, result)) = flight.next().await else {
@@ -161,8 +172,12 @@ impl<C: Caller> Router<C> {
             };
             match result {
                 Ok((covered, part)) => {
-                    if cursor.space.layout == Layout::Ordered && covered.span.contains_span(&ask.span) {
+                    // A partition that was not asked from end to end says nothing of those that follow.
+                    let whole = query::partition_at(&map, cursor.space.id, &ask.edge)
+                        .is_some_and(|(_, partition)| ask.span.contains_span(&partition));
+                    if cursor.space.layout == Layout::Ordered && whole && covered.span.contains_span(&ask.span) {
                         cursor.window = (cursor.window * 2).min(WINDOW_ORDERED_MAX);
+                        cursor.part_rows = part.rows.len();
                     }
                     cursor.stitch.answer(ask.cell, &covered, part.rows)?;
                     reply.reads.extend(part.reads);
@@ -414,6 +429,7 @@ impl<C: Caller> Router<C> {
         if batch.atomic {
             return self.batch_atomic(space, batch, deadline).await;
         }
+        query::check_batch_bytes(&batch.items)?;
         let mut flight: FuturesUnordered<_> = batch
             .items
             .into_iter()

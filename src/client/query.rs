@@ -14,6 +14,8 @@ use bytes::Bytes;
 
 /// Most items in a batch, and most keys in a batch read.
 pub const BATCH_ITEMS_MAX: usize = 1_000;
+/// Most bytes of keys and values in a batch that is not atomic; an atomic one is measured where it is proposed.
+pub const BATCH_BYTES_MAX: usize = 2 << 20;
 /// Most rows in one page.
 pub const PAGE_ROWS_MAX: u32 = 10_000;
 /// Rows in one page when the request does not say.
@@ -228,6 +230,27 @@ pub fn check_items(field: &'static str, items: usize) -> Result<(), Error> {
         )
         .in_field(field)),
     }
+}
+
+/// Checks the size of a batch that is not atomic.
+///
+/// # Errors
+/// `BATCH_TOO_LARGE`.
+pub(crate) fn check_batch_bytes(items: &[v1::BatchItem]) -> Result<(), Error> {
+    use v1::batch_item::Op;
+    let size = |item: &v1::BatchItem| match &item.op {
+        Some(Op::Put(put)) => put.key.len() + put.value.len(),
+        Some(Op::Delete(delete)) => delete.key.len(),
+        Some(Op::CompareAndSet(cas)) => cas.key.len() + cas.value.as_ref().map_or(0, Bytes::len),
+        Some(Op::Increment(increment)) => increment.key.len(),
+        None => 0,
+    };
+    let bytes: usize = items.iter().map(size).sum();
+    if bytes <= BATCH_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("the batch has {bytes} bytes, the limit is {BATCH_BYTES_MAX}; send several");
+    Err(Error::new(Reason::BatchTooLarge, message).with("limit", BATCH_BYTES_MAX).in_field("items"))
 }
 
 /// Checks the fields of a scan besides its range and token.

@@ -103,6 +103,11 @@ impl Stitch {
         self.limit
     }
 
+    /// Rows fetched and not taken yet.
+    pub(crate) fn fetched(&self) -> usize {
+        self.cells.iter().map(|cell| cell.rows.len()).sum()
+    }
+
     /// The next part to ask for, cut to one partition: `bounds` gives the positions of the partition at an edge, or
     /// `None` if the map has none there. `None` when everything is asked for or fetched.
     pub(crate) fn next_ask(&mut self, bounds: impl Fn(&Edge) -> Option<Span>) -> Option<Ask> {
