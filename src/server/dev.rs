@@ -4,7 +4,10 @@
 use super::{ServerHandle, StartError, start};
 use crate::{
     error::{Error, Reason},
-    node::config::{NodeConfig, Storage},
+    node::{
+        config::{NodeConfig, Storage},
+        identity::DataDirError,
+    },
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -17,6 +20,8 @@ use tokio::time::{Instant, sleep};
 pub const NODES_MAX: usize = 15;
 /// Patience with the cluster becoming healthy.
 const HEALTHY_DEADLINE: Duration = Duration::from_secs(30);
+/// Patience with a killed node that still holds its directory or its ports.
+const LETS_GO_DEADLINE: Duration = Duration::from_secs(10);
 /// How often health is looked at while waiting for it.
 const HEALTHY_EVERY: Duration = Duration::from_millis(20);
 
@@ -139,7 +144,8 @@ impl DevCluster {
         }
     }
 
-    /// Starts a killed node again, on its addresses and with its data.
+    /// Starts a killed node again, on its addresses and with its data, once the killed one has let go of them: its tasks
+    /// end when they are next looked at.
     ///
     /// # Errors
     /// When it does not start.
@@ -147,7 +153,17 @@ impl DevCluster {
         let mut config = self.configs[index].clone();
         let others = self.addresses.iter().enumerate().filter(|(other, _)| *other != index);
         config.join = others.map(|(_, address)| address.to_string()).collect();
-        self.nodes[index] = Some(start(config).await?);
+        let deadline = Instant::now() + LETS_GO_DEADLINE;
+        let held = |error: &StartError| {
+            matches!(error, StartError::DataDir(DataDirError::InUse(_)) | StartError::Listen { .. })
+        };
+        let node = loop {
+            match start(config.clone()).await {
+                Err(error) if held(&error) && Instant::now() < deadline => sleep(HEALTHY_EVERY).await,
+                started => break started?,
+            }
+        };
+        self.nodes[index] = Some(node);
         Ok(())
     }
 
