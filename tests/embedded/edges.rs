@@ -1,8 +1,6 @@
 //! Edge cases, each with its documented answer.
 
-use crate::support::{
-    Cluster, between, get, increment, keys_of, level, pages, put, reason, refusal, scan, shared,
-};
+use crate::support::{Cluster, between, get, increment, keys_of, level, pages, put, reason, refusal, scan, shared};
 use bytes::Bytes;
 use meridian::{
     client::{Outcome, Reason},
@@ -151,7 +149,8 @@ async fn negative_integers_and_integers_outside_of_the_domain_are_refused_at_the
             }
         }
     }
-    let put = v1::PutRequest { keyspace: "small".into(), key: (-5_i64).to_be_bytes().to_vec().into(), ..Default::default() };
+    let put =
+        v1::PutRequest { keyspace: "small".into(), key: (-5_i64).to_be_bytes().to_vec().into(), ..Default::default() };
     let refused = refusal(kv.put(put).await);
     assert!(refused.metadata.iter().any(|(name, value)| name == "max" && value == "1000"), "{refused:?}");
     let prefix = v1::ScanRequest { prefix: vec![0].into(), ..scan("small", None) };
@@ -237,11 +236,14 @@ async fn a_deadline_already_past_applies_nothing_and_says_so() {
     for timeout in ["0m", "1n"] {
         let mut request = tonic::Request::new(put("default", "late", "v"));
         request.metadata_mut().insert("grpc-timeout", timeout.parse().unwrap());
+        // Whoever notices first says so: the node, or the caller's own gRPC library in its own words.
+        let late = [Code::DeadlineExceeded, Code::Cancelled];
         let status = kv.put(request).await.unwrap_err();
-        assert_eq!(status.code(), Code::DeadlineExceeded, "{timeout}: {status:?}");
+        assert!(late.contains(&status.code()), "{timeout}: {status:?}");
         let mut request = tonic::Request::new(get("default", "late", None));
         request.metadata_mut().insert("grpc-timeout", timeout.parse().unwrap());
-        assert_eq!(kv.get(request).await.unwrap_err().code(), Code::DeadlineExceeded, "{timeout}");
+        let status = kv.get(request).await.unwrap_err();
+        assert!(late.contains(&status.code()), "{timeout}: {status:?}");
     }
     assert!(rows.get("late").await.unwrap().is_none(), "nothing was applied");
 }
@@ -254,11 +256,9 @@ async fn unknown_enum_values_never_give_a_weaker_answer() {
     let unknown = v1::ReadOptions { consistency: 77, ..Default::default() };
     let degrade = v1::ReadOptions { on_unavailable: 77, ..Default::default() };
     let unbounded = level(v1::Consistency::Bounded).unwrap();
-    for (options, field) in [
-        (unknown, "options.consistency"),
-        (degrade, "options.on_unavailable"),
-        (unbounded, "options.max_staleness_ms"),
-    ] {
+    for (options, field) in
+        [(unknown, "options.consistency"), (degrade, "options.on_unavailable"), (unbounded, "options.max_staleness_ms")]
+    {
         let options = Some(options);
         let read = refusal(kv.get(get("", "k", options.clone())).await);
         assert_eq!((read.reason, &*read.field), (Reason::InvalidField, field));

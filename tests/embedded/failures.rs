@@ -37,7 +37,11 @@ async fn with_rows(replicas: usize) -> Cluster {
         for partition in cluster.partitions("rows").await {
             let read = level(v1::Consistency::Linearizable);
             let request = v1::CountRequest { keyspace: "rows".into(), options: read, ..Default::default() };
-            pipe.routed(partition.id, v1::request::Op::Count(count_from(request, &partition))).await.unwrap();
+            let count = count_from(request, &partition);
+            eventually("a replica that has heard of its leader", async || {
+                pipe.routed(partition.id, v1::request::Op::Count(count.clone())).await.ok()
+            })
+            .await;
         }
     }
     cluster
@@ -98,7 +102,7 @@ async fn the_rest_is_refused_in_time(cluster: &Cluster, kv: &mut KvClient<Channe
         },
     );
     for (what, (error, took)) in [("put", &write), ("get", &read), ("scan", &ranged)] {
-        assert!(*took <= REFUSED_WITHIN, "a {what} without a quorum failed only after {took:?}: {error}");
+        assert!(*took <= REFUSED_WITHIN, "a {what} without a quorum failed only after {took:?}: {error:?}");
     }
     for (error, _) in [&read, &ranged] {
         assert_eq!((error.reason, error.outcome), (Reason::NoQuorum, None), "{error}");
@@ -118,6 +122,7 @@ fn names_members_and_hint(error: &meridian::error::Error, members: &[v1::Replica
     for member in members {
         assert!(whole.contains(&format!("n{}", member.node)), "member {} is not named: {whole}", member.node);
     }
+    assert!(whole.contains("ms ago"), "when they were last heard of is not said: {whole}");
     assert!(whole.to_uppercase().contains("EVENTUAL"), "what would still work is not said: {whole}");
     assert!(error.retry_after_ms > 0, "when to try again is not said: {whole}");
 }

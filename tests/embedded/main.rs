@@ -3,6 +3,8 @@
 //! Every test has a cluster of its own on loopback ports of its own. Tests with a time bar have the machine for
 //! themselves ([`support::alone`]); the others share it ([`support::shared`]).
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod acceptance;
 mod edges;
 mod failures;

@@ -295,7 +295,7 @@ async fn a_degraded_read_is_marked_and_only_then_weaker() {
     let (row, read) = rows.get("k").or_degrade().with_info().await.unwrap();
     assert!(row.is_some() && read.degraded);
     let refused = rows.get("k").await.unwrap_err();
-    assert_eq!(refused.reason(), Reason::NoQuorum, "without DEGRADE nothing is weaker than asked for");
+    assert_eq!(refused.reason(), Reason::NoQuorum, "without DEGRADE nothing is weaker than asked for: {refused:?}");
     let eventual = rows.get("k").consistency(Consistency::Eventual).or_degrade().with_info().await.unwrap();
     assert!(!eventual.1.degraded, "what was asked for was had");
 }

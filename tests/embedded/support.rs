@@ -64,7 +64,7 @@ impl Cluster {
     }
 
     async fn new(nodes: usize, replicas: u32, data: Option<TempDir>) -> Self {
-        install_logs("error", LogFormat::Text);
+        install_logs(&std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned()), LogFormat::Text);
         let folder = data.as_ref().map(|data| data.path().to_owned());
         let config = DevConfig { nodes, replicas, data: folder, ..DevConfig::default() };
         let dev = DevCluster::start(config).await.unwrap();

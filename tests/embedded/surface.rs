@@ -147,7 +147,7 @@ async fn metrics_and_probes_answer_under_their_documented_names() {
     cluster.dev.kill(2);
     eventually("no readiness without leaders", async || {
         let (code, why) = http(&cluster, 0, "/readyz").await;
-        (code == 503 && why.contains("no leader")).then_some(())
+        (code == 503 && why.contains("no leader with a quorum")).then_some(())
     })
     .await;
     assert_eq!(http(&cluster, 0, "/livez").await.0, 200, "the process lives all the same");
