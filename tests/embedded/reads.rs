@@ -94,7 +94,7 @@ async fn write_all_the_time(
     stopped: tokio::sync::watch::Receiver<bool>,
 ) -> tokio::task::JoinHandle<Vec<Instant>> {
     let mut kv = cluster.kv(through).await;
-    tokio::spawn(async move {
+    meridian::env::spawn(async move {
         let mut acknowledged = Vec::new();
         while !*stopped.borrow() {
             kv.put(put("rows", "k", &acknowledged.len().to_string())).await.unwrap();

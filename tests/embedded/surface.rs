@@ -188,7 +188,7 @@ async fn killing_the_leader_of_the_placement_driver_disturbs_nobody() {
         }
     }
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let load = tokio::spawn(async move {
+    let load = meridian::env::spawn(async move {
         let busy = client.keyspace("busy");
         let (mut rounds, mut slowest) = (0_u64, Duration::ZERO);
         while !*stopped.borrow() || rounds == 0 {
