@@ -221,7 +221,7 @@ async fn push_map(node: &Node, group: &Group<DriverMachine>, known: &mut BTreeMa
     }
 }
 
-/// Brings one node up to date; answers with the version that it holds now.
+/// Brings one node up to date; answers with the version that it has kept by now.
 async fn push_to(node: &Node, group: &Group<DriverMachine>, to: NodeId, from: Option<u64>) -> Option<u64> {
     let mut from = match from {
         Some(from) => from,
@@ -264,7 +264,10 @@ impl Service for MapService {
                 if node.take_map(delta) == Fit::OtherCluster {
                     tracing::error!(%from, "a map of another cluster was offered and refused");
                 }
-                reply.send(Bytes::copy_from_slice(&node.routing().map().version().to_be_bytes()));
+                // What is on disk, not what is in memory: the driver sends nothing again that was confirmed, and after a
+                // crash there is only what is on disk. It offers the rest again until that is kept too.
+                let kept = *node.kept.borrow();
+                reply.send(Bytes::copy_from_slice(&kept.to_be_bytes()));
             }
             Err(error) => tracing::error!(%from, %error, "an unreadable change of the map"),
         }

@@ -193,3 +193,30 @@ async fn with_one_killed_leader_everything_works_again_within_5_s() {
     fleet.start_all();
     fleet.healthy().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_killed_while_the_map_changes_learns_what_it_has_missed() {
+    const KEYSPACES: usize = 12;
+    let mut fleet = Fleet::start(3, &[]).await;
+    // Through another node than the one that is killed: it confirms the map at about the time of the answer.
+    let admin = fleet.client_of(vec![fleet.address(0)]).await.admin();
+    for n in 0..KEYSPACES {
+        let request = meridian::proto::v1::CreateKeyspaceRequest { name: format!("k{n}"), ..Default::default() };
+        admin.create_keyspace(request).await.unwrap();
+    }
+    fleet.healthy().await;
+    // A drop is one change of the map, and none follows that would bring it along.
+    for n in 0..KEYSPACES {
+        assert!(admin.drop_keyspace(&format!("k{n}")).await.unwrap());
+        fleet.kill([2]);
+        fleet.start_node(2);
+        let killed = fleet.client_of(vec![fleet.address(2)]).await.admin();
+        let left = KEYSPACES - n;
+        eventually(PATIENCE, "the map at the node that was killed", || async {
+            let known = killed.keyspaces().await.map_err(|error| error.to_string())?;
+            if known.len() == left { Ok(()) } else { Err(format!("{} of {left} keyspaces", known.len())) }
+        })
+        .await;
+    }
+    fleet.healthy().await;
+}
