@@ -95,6 +95,7 @@ fn rows_are_written_read_and_deleted_with_the_exit_codes_of_the_readme() {
     assert_eq!(cluster.code("kv cas k --delete --if-value nothing").0, 4);
     assert_eq!(cluster.json("kv del k --return-previous")["previous"]["value"], "w");
     assert_eq!(cluster.json("kv del k")["existed"], false);
+    assert_eq!(cluster.ok("kv del k"), "ok, there was no row \"k\"\n");
     assert_eq!(cluster.code("kv del k --must-exist").0, 3);
     assert_eq!(cluster.ok("kv incr n 5"), "5\n");
     assert_eq!(cluster.ok("kv incr n -7"), "-2\n");

@@ -323,7 +323,11 @@ async fn delete(
         return_previous: args.return_previous,
         session: None,
     };
-    written(keys, &key, &remote.delete(request).await?, output)
+    let reply = remote.delete(request).await?;
+    if output.format == Format::Table && reply.applied && !reply.existed {
+        return output.line(&format!("ok, there was no row {}", keys.shown(&key)));
+    }
+    written(keys, &key, &reply, output)
 }
 
 async fn delete_range(
