@@ -22,9 +22,10 @@ use crate::{
     transport::{Kind, endpoint::Reply},
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, io, sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, mpsc},
+    task::coop::{Unconstrained, unconstrained},
     time::Instant,
 };
 
@@ -89,22 +90,45 @@ fn is_next(sessions: &mut Sessions, from: ReplicaId, turn: Turn) -> bool {
 
 /// Answers questions until the queue is closed, and those that were begun by then.
 pub(super) async fn run(server: Arc<Server>, mut queue: mpsc::Receiver<Question>) {
-    let mut running = FuturesUnordered::new();
+    let mut running = Begun::default();
     let mut sessions = Sessions::new();
     loop {
         tokio::select! {
             biased;
             question = queue.recv(), if running.len() < RUNNING_MAX => {
                 let Some(question) = question else { break };
-                // Begun in the order in which they are pushed: that is the order in which openraft gets them.
                 if let Some(question) = in_order(&mut sessions, question) {
-                    running.push(answer(Arc::clone(&server), question));
+                    running.begin(answer(Arc::clone(&server), question));
                 }
             }
-            Some(()) = running.next(), if !running.is_empty() => {}
+            Some(()) = running.0.next(), if running.len() > 0 => {}
         }
     }
-    while running.next().await.is_some() {}
+    while running.0.next().await.is_some() {}
+}
+
+/// Futures of one task that reach their first wait in the order in which they were begun: that is the order in which
+/// openraft gets the questions.
+///
+/// They are exempt from tokio's cooperative budget. A task that has used it up has its wake-ups deferred, and those come
+/// in reverse: two appends would change places, and openraft takes the second, which comes first, for a follower that
+/// has lost its log.
+struct Begun<F>(FuturesUnordered<Unconstrained<F>>);
+
+impl<F> Default for Begun<F> {
+    fn default() -> Self {
+        Self(FuturesUnordered::new())
+    }
+}
+
+impl<F: Future> Begun<F> {
+    fn begin(&self, future: F) {
+        self.0.push(unconstrained(future));
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
 }
 
 fn in_order(sessions: &mut Sessions, mut question: Question) -> Option<Question> {
@@ -242,6 +266,28 @@ impl Server {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn questions_keep_their_order_in_a_task_that_has_used_up_its_turn() {
+        let (to_raft, mut taken) = mpsc::channel(1_000);
+        let serving = crate::env::spawn(async move {
+            while tokio::task::coop::has_budget_remaining() {
+                to_raft.send(0).await.unwrap();
+            }
+            let mut running = Begun::default();
+            for number in 1..=9 {
+                let to_raft = to_raft.clone();
+                running.begin(async move { to_raft.send(number).await.unwrap() });
+            }
+            while running.0.next().await.is_some() {}
+        });
+        serving.await.unwrap();
+        let mut order = Vec::new();
+        while let Some(number) = taken.recv().await {
+            order.extend((number > 0).then_some(number));
+        }
+        assert_eq!(order, (1..=9).collect::<Vec<_>>());
+    }
 
     #[test]
     fn a_session_goes_on_in_order_or_not_at_all() {
