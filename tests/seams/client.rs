@@ -99,8 +99,6 @@ pub(crate) struct Writer {
     name: String,
     session: v1::OpenSessionReply,
     sequence: u64,
-    /// Writes that were answered as repetitions.
-    pub(crate) replayed: u64,
 }
 
 impl Writer {
@@ -112,7 +110,7 @@ impl Writer {
                 if let Ok(Answer::OpenSession(session)) =
                     ask(world, n, Op::OpenSession(v1::OpenSessionRequest {}), DEADLINE).await
                 {
-                    return Self { world: world.clone(), name: name.to_owned(), session, sequence: 0, replayed: 0 };
+                    return Self { world: world.clone(), name: name.to_owned(), session, sequence: 0 };
                 }
             }
             sleep(Duration::from_millis(50)).await;
@@ -147,8 +145,6 @@ impl Writer {
             self.world.note(format_args!("{} #{} via {n}: {answer:?}", self.name, self.sequence));
             match answer {
                 Ok(Answer::Write(reply)) => {
-                    let info = reply.info.as_ref().unwrap();
-                    self.replayed += u64::from(info.replayed);
                     return reply;
                 }
                 Ok(other) => panic!("wrote, got {other:?}"),

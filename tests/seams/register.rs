@@ -34,7 +34,6 @@ struct Facts {
     version: u64,
     strong_reads: u64,
     weak_reads: u64,
-    replayed: u64,
 }
 
 impl Facts {
@@ -59,7 +58,6 @@ pub(crate) struct Sum {
     pub(crate) acked: i64,
     pub(crate) strong_reads: u64,
     pub(crate) weak_reads: u64,
-    pub(crate) replayed: u64,
 }
 
 impl Register {
@@ -124,7 +122,6 @@ impl Register {
         assert_eq!(reply.number, Some(expected), "{}: lost or applied twice: {reply:?}", self.key);
         assert!(reply.version > facts.version, "{}: versions go up: {reply:?} after {}", self.key, facts.version);
         facts.version = reply.version;
-        facts.replayed = writer.replayed;
         facts.acked.push((Instant::now(), reply.info.unwrap().session_token));
     }
 
@@ -181,7 +178,7 @@ impl Register {
             assert_eq!(self.read(n, &Level::Linearizable).await.unwrap(), acked, "through node {n}");
         }
         let facts = self.facts.lock().unwrap();
-        let Facts { strong_reads, weak_reads, replayed, .. } = *facts;
-        Sum { acked, strong_reads, weak_reads, replayed }
+        let Facts { strong_reads, weak_reads, .. } = *facts;
+        Sum { acked, strong_reads, weak_reads }
     }
 }
