@@ -115,7 +115,14 @@ async fn absent_rows_are_answers_and_a_deleted_row_is_absent_on_every_replica() 
     assert!(deleted.applied && deleted.existed);
     for index in 0..3 {
         let mut pipe = cluster.pipe(index).await;
-        let own = pipe.get(partition, get("rows", "gone", level(v1::Consistency::Linearizable))).await.unwrap();
+        // A replica of a new partition may not have heard of its leader yet.
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
+        let own = loop {
+            match pipe.get(partition, get("rows", "gone", level(v1::Consistency::Linearizable))).await {
+                Err(error) if error.reason == "LEADER_UNKNOWN" && tokio::time::Instant::now() < deadline => {}
+                answer => break answer.unwrap(),
+            }
+        };
         assert_eq!(own.read.unwrap().node, cluster.id_of(index), "this replica itself has answered");
         assert!(!own.found, "node {index} still has the row");
         let eventual = cluster.kv(index).await.get(get("rows", "gone", level(v1::Consistency::Eventual))).await;
