@@ -2,7 +2,7 @@
 //! tasks are the simulated ones, everything behind those seams is what runs in production.
 //!
 //! A test is a function of its seed. Set `SEAMS_LOG=info` (any `tracing` filter) to see the nodes' own log lines, and
-//! `SEAMS_SEEDS=7` or `SEAMS_SEEDS=1000-1999` to run the mixed scenario over other seeds.
+//! `SEAMS_SEED=n` to run only that seed of the mixed scenario.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
@@ -13,7 +13,5 @@ mod history;
 mod keyspaces;
 mod register;
 mod restarts;
-mod rows;
 mod scenario;
-mod sharp;
 mod world;

@@ -127,11 +127,6 @@ impl Register {
 
     /// One read, checked.
     pub(crate) async fn read(&self, n: u64, level: &Level) -> Result<i64, Error> {
-        self.read_as(n, level, level).await
-    }
-
-    /// Asks for one level, and holds the answer to another: to try the check itself.
-    pub(crate) async fn read_as(&self, n: u64, level: &Level, asked: &Level) -> Result<i64, Error> {
         let began = Instant::now();
         let floor = {
             let facts = self.facts.lock().unwrap();
@@ -144,8 +139,8 @@ impl Register {
                 Level::Eventual => 0,
             }
         };
-        let reply = get(&self.world, n, &self.keyspace, &self.key, asked, DEADLINE).await;
-        self.world.note(format_args!("{} read {asked:?} via {n}: {reply:?}", self.key));
+        let reply = get(&self.world, n, &self.keyspace, &self.key, level, DEADLINE).await;
+        self.world.note(format_args!("{} read {level:?} via {n}: {reply:?}", self.key));
         let reply = reply?;
         let value = reply.row.as_ref().map_or(0, |row| std::str::from_utf8(&row.value).unwrap().parse().unwrap());
         let mut facts = self.facts.lock().unwrap();

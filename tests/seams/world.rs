@@ -3,9 +3,9 @@
 use crate::history::{History, Tap};
 use meridian::{
     env::{Clock, Scope, spawn},
-    key::{DRIVER, KeyKind, Layout, NodeId, PartitionId, ReplicaId},
+    key::{DRIVER, KeyKind, Layout, NodeId},
     log::{
-        Done, LogEngine, NodeMeta as _, Record, Recovered,
+        LogEngine as _, NodeMeta as _,
         memory::{Lose, MemoryLog, SyncTime},
         snapshots::MemorySnapshots,
     },
@@ -33,8 +33,6 @@ use tokio::time::{Instant, sleep};
 
 /// Virtual time that anything which has to happen may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// Patience of a process with one node that may let it join.
-const JOIN_DEADLINE: Duration = Duration::from_secs(5);
 /// Wall time at the beginning.
 const WALL_BEGAN_MS: u64 = 1_700_000_000_000;
 const CLUSTER: &str = "seams";
@@ -70,38 +68,13 @@ pub(crate) struct Settings {
     pub(crate) replicas: u32,
     pub(crate) links: Shape,
     pub(crate) disks: SyncTime,
-    /// Disks acknowledge what they have not synced.
-    pub(crate) disks_lie: bool,
     pub(crate) keep_history: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let links = Shape { delay_min: Duration::from_micros(100), delay_max: Duration::from_millis(2), loss: 0.0 };
-        Self {
-            raft: RaftConfig::default(),
-            replicas: 3,
-            links,
-            disks: SyncTime::default(),
-            disks_lie: false,
-            keep_history: false,
-        }
-    }
-}
-
-/// A disk that acknowledges what it has not synced.
-struct Liar(Arc<MemoryLog>);
-
-impl LogEngine for Liar {
-    fn submit(&self, group: PartitionId, replica: ReplicaId, record: Record, done: Option<Done>) {
-        self.0.submit(group, replica, record, None);
-        if let Some(done) = done {
-            done(Ok(()));
-        }
-    }
-
-    fn recover(&self) -> std::io::Result<BTreeMap<(PartitionId, ReplicaId), Recovered>> {
-        self.0.recover()
+        Self { raft: RaftConfig::default(), replicas: 3, links, disks: SyncTime::default(), keep_history: false }
     }
 }
 
@@ -239,22 +212,13 @@ impl World {
         founded.await.unwrap();
     }
 
-    /// Lets one more node join through any that runs; returns its number.
+    /// Lets one more node join through a node that runs; returns its number.
     pub(crate) async fn join(&self) -> u64 {
-        let n = self.all().len() as u64 + 1;
-        let deadline = Instant::now() + PATIENCE;
-        let (id, map) = loop {
-            let running = self.running();
-            if let Some(via) = running.get(self.draw(running.len().max(1) as u64) as usize) {
-                let (node, process) = (self.node(*via), self.process(n, None));
-                let admitted = self.on(*via, async move { node.admit(process, Instant::now() + JOIN_DEADLINE).await });
-                match admitted.await {
-                    Ok(admitted) => break admitted,
-                    Err(error) => assert!(error.is_retryable() && Instant::now() < deadline, "{error:?}"),
-                }
-            }
-            sleep(Duration::from_millis(100)).await;
-        };
+        let n = self.0.machines.lock().unwrap().len() as u64 + 1;
+        let via = self.running()[0];
+        let (node, process) = (self.node(via), self.process(n, None));
+        let admitted = self.on(via, async move { node.admit(process, Instant::now() + PATIENCE).await });
+        let (id, map) = admitted.await.unwrap();
         assert_eq!(id, NodeId(n));
         assert!(map.node(id).is_some(), "a process is admitted with a map that names it");
         self.live(n, Map::clone(&map));
@@ -284,8 +248,7 @@ impl World {
             spawn(async move { disk.run(disks).await });
             let snapshots = Arc::new(machine.snapshots.clone());
             let clock: Arc<dyn Clock> = Arc::clone(&machine.clock) as _;
-            let (disk, config) = (Arc::clone(&machine.disk), settings.raft.clone());
-            let engine: Arc<dyn LogEngine> = if settings.disks_lie { Arc::new(Liar(disk)) } else { disk };
+            let (engine, config) = (Arc::clone(&machine.disk) as _, settings.raft.clone());
             let raft = RaftHub::new(Arc::clone(&endpoint), engine, snapshots, Arc::clone(&clock), config).unwrap();
             let disk = Arc::clone(&machine.disk);
             let keep_map = Box::new(move |map: &Map| disk.put_meta("map", map.encode()));
@@ -452,7 +415,7 @@ impl World {
     }
 
     /// Whether all replicas that run have applied the same and are the same.
-    fn check_same(&self, nodes: &[Arc<Node>], id: PartitionId) -> Result<(), String> {
+    fn check_same(&self, nodes: &[Arc<Node>], id: meridian::key::PartitionId) -> Result<(), String> {
         let mut states = Vec::new();
         for node in nodes {
             if id == DRIVER {
@@ -484,7 +447,7 @@ impl World {
     }
 
     /// The node that leads a partition of `default`, as those that run say.
-    pub(crate) fn leader_of(&self, id: PartitionId) -> Option<u64> {
+    pub(crate) fn leader_of(&self, id: meridian::key::PartitionId) -> Option<u64> {
         let leads = |n: &u64| match self.life(*n) {
             Some(life) if id == DRIVER => life.node.driver_group().is_some_and(|group| group.is_leader()),
             Some(life) => life.node.partition(id).is_some_and(|partition| partition.group().is_leader()),
@@ -494,7 +457,7 @@ impl World {
     }
 
     /// The only partition of a keyspace.
-    pub(crate) fn partition_of(&self, keyspace: &str) -> PartitionId {
+    pub(crate) fn partition_of(&self, keyspace: &str) -> meridian::key::PartitionId {
         let map = self.node(self.running()[0]).routing().map();
         let keyspace = map.keyspace_by_name(keyspace).unwrap_or_else(|| panic!("no keyspace {keyspace}"));
         map.partitions_of(keyspace.id).next().unwrap().id
