@@ -12,7 +12,12 @@ use super::{Frame, Inbox, Kind, SendError, Transport};
 use crate::{env, key::NodeId};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout_at},
@@ -117,10 +122,12 @@ struct Calls {
     waiting: BTreeMap<u64, Waiting>,
 }
 
+type Answer = oneshot::Receiver<Result<Bytes, CallError>>;
+
 struct Waiting {
     to: NodeId,
     kind: Kind,
-    answer: oneshot::Sender<Bytes>,
+    answer: oneshot::Sender<Result<Bytes, CallError>>,
 }
 
 impl Wires {
@@ -134,14 +141,14 @@ impl Wires {
         drop(calls);
         if let Some(waiting) = waiting {
             // The future may have been dropped at this very moment; then nobody misses the answer.
-            let _ = waiting.answer.send(body);
+            let _ = waiting.answer.send(Ok(body));
         }
     }
 }
 
 impl Wires {
     /// Ends the calls to a node that left by a connection which has ended.
-    fn lose(&self, to: NodeId, carried: fn(Kind) -> bool) {
+    fn lose(&self, to: NodeId, carried: fn(Kind) -> bool, unsent: &[u64]) {
         let lost: BTreeMap<u64, Waiting> = {
             let mut calls = self.calls.lock();
             let waiting = std::mem::take(&mut calls.waiting).into_iter();
@@ -149,8 +156,12 @@ impl Wires {
             calls.waiting = kept;
             lost
         };
-        // Their ends are dropped here, without the lock.
-        drop(lost);
+        let unsent: BTreeSet<u64> = unsent.iter().copied().collect();
+        for (call, waiting) in lost {
+            let error = if unsent.contains(&call) { CallError::NotConnected } else { CallError::Lost };
+            // As with answers, the future may have been dropped.
+            let _ = waiting.answer.send(Err(error));
+        }
     }
 }
 
@@ -180,9 +191,9 @@ impl Endpoint {
         let calls = Calls { next: env::random_u64(), closed: false, waiting: BTreeMap::new() };
         let wires = Arc::new(Wires { me, transport, calls: Mutex::new(calls) });
         let weak = Arc::downgrade(&wires);
-        wires.transport.on_lost(Box::new(move |to, carried| {
+        wires.transport.on_lost(Box::new(move |to, carried, unsent| {
             if let Some(wires) = weak.upgrade() {
-                wires.lose(to, carried);
+                wires.lose(to, carried, unsent);
             }
         }));
         Arc::new(Self { wires, services: RwLock::default(), contacts: Mutex::default() })
@@ -221,17 +232,16 @@ impl Endpoint {
         let until = Instant::now() + deadline.min(CALL_DEADLINE_MAX);
         let opened = self.open(to, kind, body);
         async move {
-            let (forget_when_done, answer) = opened?;
+            let (_forget_when_done, answer) = opened?;
             match timeout_at(until, answer).await {
-                Ok(Ok(body)) => Ok(body),
-                Ok(Err(_ended)) if forget_when_done.wires.calls.lock().closed => Err(CallError::Stopped),
-                Ok(Err(_ended)) => Err(CallError::Lost),
+                Ok(Ok(answer)) => answer,
+                Ok(Err(_closed)) => Err(CallError::Stopped),
                 Err(_elapsed) => Err(CallError::Timeout),
             }
         }
     }
 
-    fn open(&self, to: NodeId, kind: Kind, body: Bytes) -> Result<(Open, oneshot::Receiver<Bytes>), CallError> {
+    fn open(&self, to: NodeId, kind: Kind, body: Bytes) -> Result<(Open, Answer), CallError> {
         let (answer, receiver) = oneshot::channel();
         let call = {
             let mut calls = self.wires.calls.lock();

@@ -94,8 +94,9 @@ pub enum SendError {
     QueueFull,
 }
 
-/// Told of a node whose connection has ended, and which kinds of frames that connection carried.
-pub type Lost = Box<dyn Fn(NodeId, fn(Kind) -> bool) + Send + Sync>;
+/// Told of a node whose connection has ended, of which kinds of frames that connection carried, and of the calls that had
+/// not left.
+pub type Lost = Box<dyn Fn(NodeId, fn(Kind) -> bool, &[u64]) + Send + Sync>;
 
 /// Moves frames.
 pub trait Transport: Send + Sync + 'static {

@@ -301,14 +301,15 @@ impl Lane {
         }
     }
 
-    /// A stream has ended: drops what waited for it and sets the pause.
-    fn closed(&self, epoch: u64, lived: Duration, outcome: Result<(), Error>) {
+    /// A stream has ended: drops what waited for it and sets the pause. Returns the calls that had not left.
+    fn closed(&self, epoch: u64, lived: Duration, outcome: Result<(), Error>) -> Vec<u64> {
         let mut state = self.state.lock();
-        state.queue.clear();
+        let unsent = state.queue.drain(..).filter(|frame| !frame.reply && frame.call != 0).map(|frame| frame.call);
+        let unsent = unsent.collect();
         state.bytes = 0;
         if state.epoch != epoch {
             state.phase = Phase::Idle; // Its address has changed: nothing is wrong with the new one yet.
-            return;
+            return unsent;
         }
         let early = lived < BACKOFF.1;
         state.failures = if early { state.failures.saturating_add(1) } else { 1 };
@@ -323,6 +324,7 @@ impl Lane {
             state.reported = Some(error.clone());
         }
         state.last_error = error;
+        unsent
     }
 }
 
@@ -341,9 +343,9 @@ async fn run(lane: Arc<Lane>, epoch: u64, identity: Arc<Identity>) {
         () = lane.superseded(epoch) => Ok(()),
         outcome = stream_frames(&lane, epoch, &identity) => outcome,
     };
-    lane.closed(epoch, start.elapsed(), outcome);
+    let unsent = lane.closed(epoch, start.elapsed(), outcome);
     if let Some(lost) = identity.lost.get() {
-        lost(lane.to, if lane.number == 1 { is_bulk } else { |kind| !is_bulk(kind) });
+        lost(lane.to, if lane.number == 1 { is_bulk } else { |kind| !is_bulk(kind) }, &unsent);
     }
 }
 

@@ -147,6 +147,12 @@ fn a_call_ends_with_its_connection_and_not_at_its_deadline() {
         arrivals.recv().await.unwrap();
         drop(b);
         assert_eq!(call.await.unwrap(), Err(CallError::Lost));
+        // Those that never leave, because nobody is there, say so; some of them make the connection be tried again.
+        for _ in 0..20 {
+            let late = a.endpoint.call(B, Kind::Driver, "nobody there".into(), SOON).await;
+            assert_eq!(late, Err(CallError::NotConnected));
+            tokio::time::sleep(BACKOFF.0 / 4).await;
+        }
     });
     assert_eq!(a.endpoint.calls_waiting(), 0);
 }
