@@ -75,6 +75,7 @@ struct View {
     at: Option<LogId>,
     committed: bool,
     leader: LogId,
+    /// Entries that each replica in contact lacks.
     lag: BTreeMap<u64, u64>,
 }
 
@@ -113,14 +114,20 @@ impl Running {
         let view = self.metrics(|metrics| {
             let replication = metrics.replication.as_ref().filter(|_| metrics.state == ServerState::Leader)?;
             let last = metrics.last_log_index.unwrap_or(0);
+            let heard = |id: &u64| {
+                let at = metrics.heartbeat.as_ref().and_then(|heard| *heard.get(id)?);
+                at.is_some_and(|at| openraft::Instant::elapsed(&at.into_inner()) < self.hub.config.lease())
+            };
             Some(View {
                 membership: metrics.membership_config.membership().clone(),
                 at: *metrics.membership_config.log_id(),
                 committed: metrics.membership_config.log_id() == metrics.committed_membership_config.log_id(),
                 leader: LogId::new(metrics.vote.leader_id, 0),
+                // Whoever has never answered, or not of late, lacks everything.
                 lag: replication
                     .iter()
-                    .map(|(id, at)| (*id, last.saturating_sub(at.map_or(0, |at| at.index))))
+                    .filter(|(id, _)| **id == self.me.id.0 || heard(id))
+                    .filter_map(|(id, at)| Some((*id, last.saturating_sub((*at)?.index))))
                     .collect(),
             })
         });

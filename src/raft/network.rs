@@ -46,11 +46,17 @@ use tokio::time::Instant;
 /// [`super::storage::APPEND_BYTES`].
 const APPEND_WINDOW: usize = 16;
 
-/// A piece of a snapshot is sent again from the start of the transfer when it is not answered for this long.
-const PIECE_DEADLINE: Duration = Duration::from_secs(5);
+/// A piece of a snapshot that is not answered for this long is sent again.
+const PIECE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// The last piece is answered when the snapshot is stored and installed.
+/// After so many pieces in a row without an answer, the transfer is given up.
+const PIECE_TRIES: u32 = 3;
+
+/// How long storing and installing a snapshot may take after its last piece has come.
 const INSTALL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How often the sender asks whether it is done.
+const INSTALL_POLL: Duration = Duration::from_millis(200);
 
 /// Bytes of one piece of a snapshot.
 const PIECE_BYTES: usize = 4 * CHUNK_BYTES;
@@ -174,14 +180,38 @@ impl Link {
             let end = offset + content.len() as u64;
             let last = end >= handle.len || content.is_empty();
             let piece = Piece { transfer, offset, last, vote, meta: snapshot.meta.clone(), content };
-            let deadline = if last { INSTALL_DEADLINE } else { PIECE_DEADLINE };
-            let reader = self.ask(Kind::RaftSnapshot, wire::piece(self.address(), &piece), deadline).await?;
-            match wire::read_received(reader).map_err(|damaged| NetworkError::new(&damaged))? {
+            match self.send_piece(&piece).await? {
                 Some(vote) => return Ok(SnapshotResponse::new(vote)),
-                None if last => return Err(NetworkError::from_string("the last piece was not taken as such").into()),
+                None if last => return self.wait_installed(piece).await,
                 None => offset = end,
             }
         }
+    }
+
+    /// Sends a piece until it is answered. A frame that was lost costs its deadline, not the transfer.
+    async fn send_piece(&self, piece: &Piece) -> Result<Option<Vote>, RPCError<Types>> {
+        let body = wire::piece(self.address(), piece);
+        let mut tries = 1;
+        let reader = loop {
+            match self.ask(Kind::RaftSnapshot, body.clone(), PIECE_DEADLINE).await {
+                Err(RPCError::Timeout(_)) if tries < PIECE_TRIES => tries += 1,
+                answered => break answered?,
+            }
+        };
+        wire::read_received(reader).map_err(|damaged| NetworkError::new(&damaged).into())
+    }
+
+    /// The last piece has come and its answer takes long: asks for it, by the same piece without its content.
+    async fn wait_installed(&self, last: Piece) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let until = Instant::now() + INSTALL_DEADLINE;
+        let again = Piece { content: Bytes::new(), ..last };
+        while Instant::now() < until {
+            tokio::time::sleep(INSTALL_POLL).await;
+            if let Some(vote) = self.send_piece(&again).await? {
+                return Ok(SnapshotResponse::new(vote));
+            }
+        }
+        Err(NetworkError::from_string("the snapshot was not installed in time").into())
     }
 }
 

@@ -7,14 +7,14 @@
 //! * append requests of one session reach openraft in order and without a gap;
 //! * a replica that had voted before it was opened neither votes nor promises to before its lease of then is over,
 //!   except for a leader who hands over and has given up its lease itself;
-//! * one snapshot is received at a time, and one that stalls is forgotten.
+//! * one snapshot is received at a time, and one that stalls is forgotten; a piece that comes again is not taken again.
 
 use super::{
     barrier::{BarrierError, Barriers, Level},
     codec::{Damaged, Reader},
     machine::AnyCell,
     snapshots::{Incoming, Snapshot, Vault},
-    types::Raft,
+    types::{Raft, SnapshotMeta, Vote},
     wire::{self, Address, Piece, Status, Turn},
 };
 use crate::{
@@ -64,12 +64,20 @@ pub(super) struct Server {
     pub(super) incoming: Mutex<Option<Transfer>>,
 }
 
-/// A snapshot that is being received.
+/// The snapshot that is being received, or was received last.
 pub(super) struct Transfer {
     from: ReplicaId,
     number: u64,
-    incoming: Incoming,
+    /// When the latest piece came.
     at: Instant,
+    stage: Stage,
+}
+
+enum Stage {
+    Receiving(Incoming),
+    Installing,
+    /// With the vote that this replica answered.
+    Installed(Vote),
 }
 
 /// Next request expected of the current session of each sender.
@@ -228,37 +236,59 @@ impl Server {
         Ok(())
     }
 
+    /// Takes a piece, or says how far a transfer is when a piece of it comes again: its answer was lost, or is still to
+    /// come.
     async fn take_piece(&self, from: ReplicaId, piece: Piece) -> io::Result<bytes::Bytes> {
         let mut incoming = self.incoming.lock().await;
-        if piece.offset == 0 {
-            let begun = Incoming::begin(&*self.cell, &self.vault).await?;
-            *incoming = Some(Transfer { from, number: piece.transfer, incoming: begun, at: Instant::now() });
+        let number = piece.transfer;
+        let known = incoming.as_mut().filter(|transfer| (transfer.from, transfer.number) == (from, number));
+        match known.map(|transfer| &transfer.stage) {
+            Some(Stage::Installing) => return Ok(wire::received(None)),
+            Some(Stage::Installed(vote)) => return Ok(wire::received(Some(vote))),
+            Some(Stage::Receiving(begun)) if begun.offset == piece.end() && begun.offset > piece.offset => {
+                return Ok(wire::received(None));
+            }
+            Some(Stage::Receiving(begun)) if begun.offset == piece.offset => {}
+            None if piece.offset == 0 => {
+                let stage = Stage::Receiving(Incoming::begin(&*self.cell, &self.vault).await?);
+                *incoming = Some(Transfer { from, number, at: Instant::now(), stage });
+            }
+            _ => return Ok(Status::Gap.body()),
         }
-        let expected = |transfer: &&mut Transfer| {
-            (transfer.from, transfer.number, transfer.incoming.offset) == (from, piece.transfer, piece.offset)
+        let at = Instant::now();
+        let Some(Transfer { stage: Stage::Receiving(mut begun), .. }) = incoming.take() else {
+            return Ok(Status::Gap.body());
         };
-        let Some(transfer) = incoming.as_mut().filter(expected) else { return Ok(Status::Gap.body()) };
-        transfer.at = Instant::now();
-        if let Err(error) = transfer.incoming.feed(piece.content).await {
-            *incoming = None;
-            return Err(error);
-        }
+        // If this fails, the transfer is over.
+        begun.feed(piece.content).await?;
         if !piece.last {
+            *incoming = Some(Transfer { from, number, at, stage: Stage::Receiving(begun) });
             return Ok(wire::received(None));
         }
-        let Some(transfer) = incoming.take() else { return Ok(Status::Gap.body()) };
+        *incoming = Some(Transfer { from, number, at, stage: Stage::Installing });
         drop(incoming);
-        let snapshot = Snapshot { meta: piece.meta, snapshot: transfer.incoming.finish()? };
-        match self.raft.install_full_snapshot(piece.vote, snapshot).await {
-            Ok(response) => Ok(wire::received(Some(&response.vote))),
-            Err(stopped) => Err(io::Error::other(stopped)),
+        let installed = self.install(piece.vote, piece.meta, begun).await;
+        let mut incoming = self.incoming.lock().await;
+        if incoming.as_ref().is_some_and(|transfer| (transfer.from, transfer.number) == (from, number)) {
+            *incoming =
+                installed.as_ref().ok().map(|vote| Transfer { from, number, at, stage: Stage::Installed(*vote) });
         }
+        installed.map(|vote| wire::received(Some(&vote)))
+    }
+
+    async fn install(&self, vote: Vote, meta: SnapshotMeta, received: Incoming) -> io::Result<Vote> {
+        let snapshot = Snapshot { meta, snapshot: received.finish()? };
+        let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(io::Error::other)?;
+        Ok(response.vote)
     }
 
     /// Forgets a transfer that has stalled.
     pub(super) fn forget_stalled(&self) {
         if let Ok(mut incoming) = self.incoming.try_lock() {
-            incoming.take_if(|transfer| transfer.at.elapsed() > TRANSFER_IDLE);
+            let stalled = |transfer: &mut Transfer| {
+                matches!(transfer.stage, Stage::Receiving(_)) && transfer.at.elapsed() > TRANSFER_IDLE
+            };
+            incoming.take_if(stalled);
         }
     }
 }

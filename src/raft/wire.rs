@@ -249,6 +249,13 @@ pub(super) struct Piece {
     pub content: Bytes,
 }
 
+impl Piece {
+    /// Where the content goes on behind it.
+    pub(super) fn end(&self) -> u64 {
+        self.offset + self.content.len() as u64
+    }
+}
+
 /// Encodes a piece of a snapshot.
 #[must_use]
 pub(super) fn piece(address: Address, piece: &Piece) -> Bytes {

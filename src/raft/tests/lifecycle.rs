@@ -1,9 +1,9 @@
 //! Snapshots, restarts, the length of the log.
 
 use super::world::{GROUP, Pairs, World, eventually, pair, replica, within};
-use crate::raft::{Group, OpenError, RaftConfig, Role};
+use crate::raft::{Group, MembersError, OpenError, RaftConfig, Role};
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// Snapshots often, keeps little.
 fn frugal() -> RaftConfig {
@@ -63,6 +63,55 @@ async fn a_blank_replica_joins_by_snapshot_even_when_frames_are_lost() {
     world.network.shape_all(Default::default());
     world.agree(world.write("x", 1).await).await;
     assert_eq!(world.get(3, "key1999").as_deref(), Some("1999"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_does_not_answer_gets_no_vote_however_short_the_log() {
+    let mut world = World::with_group(1, frugal()).await;
+    world.start(2);
+    let asked = world.groups[&1].set_members(&[1, 2].map(replica), within(5_000)).await;
+    assert_eq!(asked, Err(MembersError::Timeout));
+    assert_eq!(world.groups[&1].status().voters, [replica(1)]);
+    world.write("x", 1).await;
+    // One that has caught up and is gone again does not count either.
+    world.open(replica(2)).await;
+    eventually("caught up", || world.groups[&2].applied() == world.groups[&1].applied()).await;
+    world.crash(2).await;
+    sleep(world.config.lease()).await;
+    let asked = world.groups[&1].set_members(&[1, 2].map(replica), within(5_000)).await;
+    assert_eq!(asked, Err(MembersError::Timeout));
+    world.write("x", 2).await;
+    world.restart(2).await;
+    world.groups[&1].set_members(&[1, 2].map(replica), within(5_000)).await.unwrap();
+    world.agree(world.write("x", 3).await).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_piece_of_a_snapshot_costs_seconds_only() {
+    let mut longest = Duration::ZERO;
+    // Whenever the cut comes: some of them take the snapshot, others the answer to it.
+    for after_ms in (0..400).step_by(10) {
+        let mut world = World::with_group(1, frugal()).await;
+        for n in 0..300 {
+            world.write(&format!("key{n}"), n).await;
+        }
+        world.groups[&1].snapshot_now(within(5000)).await.unwrap();
+        assert!(world.groups[&1].status().purged > 0);
+        world.start(2);
+        world.open(replica(2)).await;
+        world.network.shape_all(crate::transport::memory::Shape::delay(Duration::from_millis(15)));
+        let (group, began) = (world.groups[&1].clone(), Instant::now());
+        let adding = world.on(1, async move { group.set_members(&[1, 2].map(replica), within(100_000)).await });
+        let adding = crate::env::spawn(adding);
+        sleep(Duration::from_millis(after_ms)).await;
+        world.isolate(2);
+        sleep(Duration::from_millis(40)).await;
+        world.network.heal_all();
+        adding.await.unwrap().unwrap();
+        longest = longest.max(began.elapsed());
+    }
+    assert!(longest > Duration::from_secs(2), "a piece was lost: {longest:?}");
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
 }
 
 #[tokio::test(start_paused = true)]
