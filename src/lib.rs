@@ -87,6 +87,7 @@ pub mod transport;
 // Layer 3: the library outside and inside.
 pub mod client;
 pub mod node;
-// Layer 4: the surface.
+// Layer 4: the surface, and what tries to break it.
 pub mod cli;
+pub mod proof;
 pub mod server;
