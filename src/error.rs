@@ -136,6 +136,8 @@ reasons! {
     SequenceReused = "SEQUENCE_REUSED", InvalidArgument, false;
     /// The partition has forgotten this session, or an answer of it; it will not guess.
     SessionExpired = "SESSION_EXPIRED", Aborted, false;
+    /// The session was opened by a node whose clock is far ahead of the partition's time.
+    SessionAhead = "SESSION_AHEAD", FailedPrecondition, false;
     /// `must_exist` was asked and there is no such row.
     NotFound = "NOT_FOUND", NotFound, false;
     /// The value is not a decimal 64-bit number.

@@ -97,6 +97,7 @@ pub fn advice(error: &Error) -> Option<&'static str> {
         Reason::NotANumber => "`kv incr` works on decimal numbers only; see the value with `kv get`",
         Reason::CrossPartition => "write the keys one by one, or in batches within one partition",
         Reason::SessionExpired => "run the command again: it opens a new session",
+        Reason::SessionAhead => "ask through another node, and set the clock of this one right",
         Reason::Corrupt => "see the log of the node that answered; other replicas can still serve",
         Reason::Internal => "this is a bug in Meridian; please report it with the node's log",
         _ => return None,

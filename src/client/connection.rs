@@ -139,7 +139,7 @@ impl Client {
         Ok(self.shared.router.execute(request, Instant::now() + deadline).await?)
     }
 
-    pub(super) fn router(&self) -> &Router<Arc<Remote>> {
+    pub(crate) fn router(&self) -> &Router<Arc<Remote>> {
         &self.shared.router
     }
 

@@ -135,7 +135,10 @@ impl<C: Caller> Router<C> {
             Op::BatchGet(get) => Box::pin(self.batch_get(get, deadline)).await.map(reply::Result::BatchGet),
             Op::Scan(scan) => Box::pin(self.scan(scan, deadline)).await.map(reply::Result::Scan),
             Op::Count(count) => Box::pin(self.count(count, deadline)).await.map(reply::Result::Count),
-            Op::OpenSession(_) => self.open_session(deadline).await.map(reply::Result::OpenSession),
+            Op::OpenSession(_) => {
+                let opened = self.open_session(&[], deadline).await;
+                opened.map(|(_, reply)| reply::Result::OpenSession(reply))
+            }
             op => Box::pin(self.execute_write(op, deadline)).await.map_err(|error| match error.outcome {
                 Some(_) => error,
                 None => error.outcome(Outcome::NotApplied),
@@ -293,34 +296,44 @@ impl<C: Caller> Router<C> {
             let job = Job { effect: Effect::WriteForCaller, ..Job::write(place, &op, tokens, deadline) };
             return self.run(&job).await;
         }
-        let mut sessions = 1;
+        let mut ahead = Vec::new();
+        let mut sessions = 0;
         loop {
-            let ticket = self.shared.sessions.begin(|| self.open_session(deadline)).await?;
+            sessions += 1;
+            let ticket = self.shared.sessions.begin(|| self.open_session(&ahead, deadline)).await?;
             if let Some(session) = session_mut(&mut op) {
                 *session = Some(ticket.to_pb());
             }
             match self.run(&Job::write(place, &op, tokens, deadline)).await {
                 Err(error)
-                    if error.reason == Reason::SessionExpired
-                        && error.outcome == Some(Outcome::NotApplied)
-                        && sessions < SESSIONS_PER_WRITE_MAX =>
+                    if matches!(error.reason, Reason::SessionExpired | Reason::SessionAhead)
+                        && error.outcome == Some(Outcome::NotApplied) =>
                 {
                     self.shared.sessions.leave(&ticket);
-                    sessions += 1;
+                    if sessions == SESSIONS_PER_WRITE_MAX {
+                        return Err(error);
+                    }
+                    if error.reason == Reason::SessionAhead {
+                        ahead.push(ticket.opened_by());
+                    }
                 }
                 other => return other,
             }
         }
     }
 
-    /// Opens a session at any node.
-    async fn open_session(&self, deadline: Instant) -> Result<v1::OpenSessionReply, Error> {
+    /// Opens a session, by one of `ahead` only if no other node answers: their clocks are. Says which node did.
+    async fn open_session(
+        &self,
+        ahead: &[NodeId],
+        deadline: Instant,
+    ) -> Result<(NodeId, v1::OpenSessionReply), Error> {
         let nodes: Vec<NodeId> = self.routing().look().nodes().keys().copied().collect();
         let start = self.rotate();
         let near = self.caller().prefer();
         let others = (0..nodes.len()).map(|i| nodes[(start + i) % nodes.len()]);
         let mut order: Vec<NodeId> = near.into_iter().chain(others.filter(|node| Some(*node) != near)).collect();
-        order.sort_by_key(|node| self.is_suspect(*node));
+        order.sort_by_key(|node| (ahead.contains(node), self.is_suspect(*node)));
         let mut last = match order.is_empty() {
             true => Error::new(Reason::NotInitialized, "no node is known yet"),
             false => Error::new(Reason::DeadlineExceeded, "the deadline passed before the write had a session"),
@@ -338,7 +351,7 @@ impl<C: Caller> Router<C> {
                 ..Default::default()
             };
             match self.caller().call(node, request, soon).await.map(|reply| reply.result) {
-                Ok(Some(reply::Result::OpenSession(reply))) => return Ok(reply),
+                Ok(Some(reply::Result::OpenSession(reply))) => return Ok((node, reply)),
                 Ok(Some(reply::Result::Error(error))) => last = error.into(),
                 Ok(_) => last = mismatched(),
                 Err(error) => {

@@ -6,7 +6,7 @@
 //! * in one session no sequence is [`SEQUENCES_AHEAD_MAX`] or more above an outstanding one: a partition remembers a
 //!   bounded number of answers and would refuse a slow write's retry once that many later ones have come.
 
-use crate::{error::Error, proto::v1};
+use crate::{error::Error, key::NodeId, proto::v1};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::{collections::BTreeSet, future::Future, sync::Arc};
@@ -25,6 +25,7 @@ pub(crate) struct Sessions {
 
 #[derive(Debug)]
 struct Opened {
+    by: NodeId,
     client_id: Bytes,
     opened: u64,
     sequences: Mutex<Sequences>,
@@ -44,10 +45,10 @@ pub(crate) struct Ticket {
 }
 
 impl Sessions {
-    /// The next sequence, in a session opened by `open` if there is none with room.
+    /// The next sequence, in a session opened by `open` (which says by which node) if there is none with room.
     pub(crate) async fn begin<F>(&self, open: impl Fn() -> F) -> Result<Ticket, Error>
     where
-        F: Future<Output = Result<v1::OpenSessionReply, Error>>,
+        F: Future<Output = Result<(NodeId, v1::OpenSessionReply), Error>>,
     {
         if let Some(ticket) = self.current().and_then(Ticket::next) {
             return Ok(ticket);
@@ -56,8 +57,9 @@ impl Sessions {
         if let Some(ticket) = self.current().and_then(Ticket::next) {
             return Ok(ticket);
         }
-        let reply = open().await?;
+        let (by, reply) = open().await?;
         let session = Arc::new(Opened {
+            by,
             client_id: reply.client_id,
             opened: reply.opened,
             sequences: Mutex::new(Sequences::default()),
@@ -67,7 +69,7 @@ impl Sessions {
         Ok(first)
     }
 
-    /// Leaves the session of this ticket, which a partition has forgotten; later writes use a new one.
+    /// Leaves the session of this ticket, which a partition has forgotten or will not have; later writes use a new one.
     pub(crate) fn leave(&self, ticket: &Ticket) {
         let mut current = self.current.lock();
         if current.as_ref().is_some_and(|session| Arc::ptr_eq(session, &ticket.session)) {
@@ -95,6 +97,11 @@ impl Ticket {
             sequence
         };
         Some(Self { session, sequence })
+    }
+
+    /// The node that opened the session.
+    pub(crate) fn opened_by(&self) -> NodeId {
+        self.session.by
     }
 
     /// What a request carries.
@@ -127,7 +134,7 @@ mod tests {
         let open = || async {
             tokio::task::yield_now().await;
             let opened = opened.fetch_add(1, Ordering::Relaxed) + 1;
-            Ok(v1::OpenSessionReply { client_id: Bytes::from_static(&[7; 16]), opened })
+            Ok((NodeId(1), v1::OpenSessionReply { client_id: Bytes::from_static(&[7; 16]), opened }))
         };
         let (a, b) = tokio::join!(sessions.begin(open), sessions.begin(open));
         let (a, b) = (a.unwrap(), b.unwrap());
@@ -146,7 +153,7 @@ mod tests {
         let opened = AtomicU64::new(0);
         let open = || async {
             let opened = opened.fetch_add(1, Ordering::Relaxed) + 1;
-            Ok(v1::OpenSessionReply { client_id: Bytes::from_static(&[7; 16]), opened })
+            Ok((NodeId(1), v1::OpenSessionReply { client_id: Bytes::from_static(&[7; 16]), opened }))
         };
         let slow = sessions.begin(open).await.unwrap();
         for _ in 1..SEQUENCES_AHEAD_MAX {

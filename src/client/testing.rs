@@ -20,6 +20,9 @@ use std::{
 };
 use tokio::time::{Instant, sleep_until};
 
+/// When a session was opened that a node whose clock is ahead has opened.
+const AHEAD: u64 = u64::MAX;
+
 pub(crate) const SPACE: KeyspaceId = KeyspaceId(1);
 
 /// What happens to one request that reaches a node.
@@ -58,6 +61,8 @@ pub(crate) struct World {
     /// The same for ranged deletes, which give each partition its own answer, copied to both sides of a split.
     remembered_ranges: Vec<((Bytes, u64), v1::DeleteRangeRequest, v1::DeleteRangeReply)>,
     pub(crate) sessions: u64,
+    /// Nodes whose clocks are ahead: partitions refuse the sessions that they open.
+    pub(crate) ahead: BTreeSet<u64>,
     /// Sessions opened up to here are forgotten.
     pub(crate) forgotten: u64,
     pub(crate) down: BTreeSet<u64>,
@@ -343,6 +348,9 @@ impl World {
             // As the state machine: it cannot know whether there was an earlier attempt.
             return Err(self.error(Reason::SessionExpired, None).outcome(Outcome::Unknown));
         }
+        if session.opened == AHEAD {
+            return Err(self.error(Reason::SessionAhead, None).outcome(Outcome::NotApplied));
+        }
         // As the state machine does: by session first, whatever the partition is now; a copy went along with splits.
         let slot = (session.client_id, session.sequence);
         if let request::Op::DeleteRange(delete) = &op {
@@ -461,7 +469,7 @@ impl Caller for Arc<Fake> {
             let Some(route) = request.route else {
                 world.sessions += 1;
                 let client_id = Bytes::copy_from_slice(&u128::from(world.sessions).to_be_bytes());
-                let reply = v1::OpenSessionReply { client_id, opened: world.sessions };
+                let reply = v1::OpenSessionReply { client_id, opened: if world.ahead.contains(&to.0) { AHEAD } else { world.sessions } };
                 return Ok(v1::Reply { id: 0, result: Some(reply::Result::OpenSession(reply)) });
             };
             world.calls.push((to.0, name_of(&op)));

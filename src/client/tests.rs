@@ -275,6 +275,21 @@ async fn a_forgotten_session_is_replaced_only_if_nothing_is_unknown() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_of_a_node_whose_clock_is_ahead_is_replaced_by_one_of_another() {
+    let (router, fake) = ordered(&[]);
+    let nodes: Vec<u64> = router.routing().look().nodes().keys().map(|node| node.0).collect();
+    fake.world.lock().ahead = nodes.iter().copied().take(nodes.len() - 1).collect();
+    put(&router, "a").await.unwrap();
+    put(&router, "b").await.unwrap();
+    assert!(fake.world.lock().sessions <= nodes.len() as u64, "the good one is kept");
+
+    fake.world.lock().ahead = nodes.into_iter().collect();
+    fake.world.lock().forgotten = 100;
+    let error = put(&router, "c").await.unwrap_err();
+    assert_eq!((error.reason, error.outcome), (Reason::SessionAhead, Some(Outcome::NotApplied)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_callers_own_session_that_was_forgotten_is_unknown_and_says_why() {
     let (router, fake) = ordered(&[]);
     fake.world.lock().forgotten = 7;

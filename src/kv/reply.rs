@@ -138,10 +138,10 @@ impl Refusal {
             )
             .with("horizon", horizon),
             Self::SessionAhead { opened } => Error::new(
-                Reason::InvalidField,
+                Reason::SessionAhead,
                 format!(
                     "the session was opened at {} ms, too far ahead of the partition's time: use `opened` as \
-                     OpenSession gave it, and check the nodes' clocks",
+                     OpenSession gave it, open the session through another node, and check the nodes' clocks",
                     opened >> VERSION_COUNTER_BITS
                 ),
             )

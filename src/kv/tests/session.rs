@@ -181,7 +181,7 @@ fn a_session_from_the_future_cannot_push_the_horizon() {
     let opened = version_at(START_MS + SESSION_AHEAD_MAX_MS + 1000);
     let ahead = add(&mut log, Session { opened, ..session(1, 1) });
     let error = Error::from(ahead.answer.unwrap_err());
-    assert_eq!((error.reason, error.outcome), (Reason::InvalidField, Some(Outcome::NotApplied)));
+    assert_eq!((error.reason, error.outcome), (Reason::SessionAhead, Some(Outcome::NotApplied)));
     assert_eq!(log.store.sessions(), 0);
 }
 
