@@ -10,6 +10,14 @@ use meridian::{
 };
 use tokio::time::Instant;
 
+crate::scenarios! {
+    a_cluster_of_three_forms_and_answers_through_every_node,
+    a_cluster_of_five_forms_and_answers_through_every_node,
+    a_cluster_of_one_answers_and_grows_with_what_it_holds,
+    forming_again_is_harmless_and_joining_at_once_gets_a_map,
+    the_driver_grows_while_one_of_its_members_is_down,
+}
+
 /// Writes through one node after the other, and reads and scans through every one.
 async fn answers_everywhere(world: &World, keyspace: &str) {
     let mut writer = Writer::open(world, "writer").await;
@@ -52,17 +60,14 @@ async fn forms(world: &World, nodes: u64, voters: usize) {
     world.at_rest().await;
 }
 
-#[test]
 fn a_cluster_of_three_forms_and_answers_through_every_node() {
     simulate(1, Settings::default(), async |world| forms(&world, 3, 3).await);
 }
 
-#[test]
 fn a_cluster_of_five_forms_and_answers_through_every_node() {
     simulate(2, Settings::default(), async |world| forms(&world, 5, 5).await);
 }
 
-#[test]
 fn a_cluster_of_one_answers_and_grows_with_what_it_holds() {
     simulate(3, Settings::default(), async |world| {
         world.form(1).await;
@@ -81,7 +86,6 @@ fn a_cluster_of_one_answers_and_grows_with_what_it_holds() {
     });
 }
 
-#[test]
 fn forming_again_is_harmless_and_joining_at_once_gets_a_map() {
     simulate(4, Settings::default(), async |world| {
         world.found().await;
@@ -106,7 +110,6 @@ fn forming_again_is_harmless_and_joining_at_once_gets_a_map() {
     });
 }
 
-#[test]
 fn the_driver_grows_while_one_of_its_members_is_down() {
     simulate(5, Settings::default(), async |world| {
         world.form(3).await;

@@ -11,6 +11,12 @@ use meridian::{
     placement::{Command, Cuts, Reply},
 };
 
+crate::scenarios! {
+    a_node_that_was_cut_off_creates_and_retires_its_replicas_when_healed,
+    a_node_that_was_down_creates_and_retires_its_replicas_when_back,
+    a_keyspace_whose_first_leader_is_down_is_created_by_another,
+}
+
 async fn drop_keyspace(world: &World, n: u64, name: &str) {
     let reply = world.drive(n, Command::DropKeyspace { name: name.to_owned() }).await;
     assert!(matches!(reply, Reply::KeyspaceDropped { dropped: true }), "{reply:?}");
@@ -36,7 +42,6 @@ fn is_destroyed(world: &World, n: u64, id: PartitionId, replica: ReplicaId) -> b
     world.disk(n).recover().unwrap().get(&(id, replica)).is_some_and(|found| found.tombstone)
 }
 
-#[test]
 fn a_node_that_was_cut_off_creates_and_retires_its_replicas_when_healed() {
     simulate(1, Settings::default(), async |world| {
         world.form(3).await;
@@ -73,7 +78,6 @@ fn a_node_that_was_cut_off_creates_and_retires_its_replicas_when_healed() {
     });
 }
 
-#[test]
 fn a_node_that_was_down_creates_and_retires_its_replicas_when_back() {
     simulate(2, Settings::default(), async |world| {
         world.form(3).await;
@@ -105,7 +109,6 @@ fn a_node_that_was_down_creates_and_retires_its_replicas_when_back() {
     });
 }
 
-#[test]
 fn a_keyspace_whose_first_leader_is_down_is_created_by_another() {
     simulate(3, Settings::default(), async |world| {
         world.form(5).await;

@@ -21,12 +21,12 @@ pub(crate) fn fnv(mut hash: u64, bytes: &[u8]) -> u64 {
 }
 
 /// The lines of one run.
-pub(crate) struct History {
+pub(crate) struct Trace {
     began: Instant,
     lines: Option<Mutex<Vec<String>>>,
 }
 
-impl History {
+impl Trace {
     /// Keeps lines, or costs nothing.
     pub(crate) fn new(keep: bool) -> Arc<Self> {
         Arc::new(Self { began: Instant::now(), lines: keep.then(Mutex::default) })
@@ -53,15 +53,15 @@ impl History {
 pub(crate) struct Tap {
     pub(crate) from: NodeId,
     pub(crate) port: Arc<dyn Transport>,
-    pub(crate) history: Arc<History>,
+    pub(crate) trace: Arc<Trace>,
 }
 
 impl Transport for Tap {
     fn send(&self, to: NodeId, frame: Frame) -> Result<(), SendError> {
-        if self.history.lines.is_some() {
+        if self.trace.lines.is_some() {
             let (from, body) = (self.from, fnv(FNV_OFFSET, &frame.body));
             let (kind, call, reply, len) = (frame.kind, frame.call, frame.reply, frame.body.len());
-            self.history.note(format_args!("{from}->{to} {kind:?} call {call} reply {reply} {len} {body:016x}"));
+            self.trace.note(format_args!("{from}->{to} {kind:?} call {call} reply {reply} {len} {body:016x}"));
         }
         self.port.send(to, frame)
     }

@@ -15,6 +15,14 @@ use meridian::{
 use std::{ops::RangeInclusive, time::Duration};
 use tokio::time::{Instant, sleep};
 
+crate::scenarios! {
+    every_promise_holds_whatever_goes_wrong_first_quarter,
+    every_promise_holds_whatever_goes_wrong_second_quarter,
+    every_promise_holds_whatever_goes_wrong_third_quarter,
+    every_promise_holds_whatever_goes_wrong_fourth_quarter,
+    the_same_seed_gives_the_same_history_byte_for_byte,
+}
+
 /// Seeds of one test; there are four, so that they share the cores.
 const SEEDS: u64 = 50;
 /// Within this time of being sound again the cluster takes writes.
@@ -22,8 +30,8 @@ const WORKS_AGAIN: Duration = Duration::from_secs(5);
 /// Things that go wrong in one run.
 const FAULTS: u64 = 7;
 
-fn settings(seed: u64, keep_history: bool) -> Settings {
-    let mut settings = Settings { keep_history, ..Settings::default() };
+fn settings(seed: u64, keep_trace: bool) -> Settings {
+    let mut settings = Settings { keep_trace, ..Settings::default() };
     if seed.is_multiple_of(3) {
         // Snapshots all the time.
         settings.raft = RaftConfig {
@@ -125,39 +133,34 @@ fn over(seeds: RangeInclusive<u64>) {
     }
 }
 
-#[test]
 fn every_promise_holds_whatever_goes_wrong_first_quarter() {
     over(1..=SEEDS);
 }
 
-#[test]
 fn every_promise_holds_whatever_goes_wrong_second_quarter() {
     over(SEEDS + 1..=2 * SEEDS);
 }
 
-#[test]
 fn every_promise_holds_whatever_goes_wrong_third_quarter() {
     over(2 * SEEDS + 1..=3 * SEEDS);
 }
 
-#[test]
 fn every_promise_holds_whatever_goes_wrong_fourth_quarter() {
     over(3 * SEEDS + 1..=4 * SEEDS);
 }
 
-fn history(seed: u64) -> Vec<String> {
+fn lines(seed: u64) -> Vec<String> {
     simulate(seed, settings(seed, true), async |world| {
         run(&world).await;
-        world.history().take()
+        world.trace().take()
     })
 }
 
-#[test]
 fn the_same_seed_gives_the_same_history_byte_for_byte() {
     for seed in 1..=4 {
-        let first = history(seed);
+        let first = lines(seed);
         // Another thread has other thread-local randomness, hash keys and addresses.
-        let second = std::thread::spawn(move || history(seed)).join().unwrap();
+        let second = std::thread::spawn(move || lines(seed)).join().unwrap();
         if let Some(at) = (0..first.len().max(second.len())).find(|at| first.get(*at) != second.get(*at)) {
             let before = first[at.saturating_sub(5)..at].join("\n");
             panic!(
@@ -167,6 +170,6 @@ fn the_same_seed_gives_the_same_history_byte_for_byte() {
             );
         }
         assert!(first.len() > 2_000, "frames are in it: {}", first.len());
-        assert_ne!(first, history(seed + 1_000), "another seed is another history");
+        assert_ne!(first, lines(seed + 1_000), "another seed is another history");
     }
 }

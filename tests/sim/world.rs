@@ -1,6 +1,6 @@
 //! Machines with disks, snapshots and clocks, the nodes that live on them, and the network between them.
 
-use crate::history::{History, Tap};
+use crate::trace::{Tap, Trace};
 use meridian::{
     env::{Clock, Scope, spawn},
     key::{DRIVER, KeyKind, Layout, NodeId},
@@ -35,7 +35,7 @@ use tokio::time::{Instant, sleep};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Wall time at the beginning.
 const WALL_BEGAN_MS: u64 = 1_700_000_000_000;
-const CLUSTER: &str = "seams";
+const CLUSTER: &str = "sim";
 
 /// Time as a node's machine tells it: virtual, with a wall clock that can be set.
 pub(crate) struct FakeClock {
@@ -68,13 +68,13 @@ pub(crate) struct Settings {
     pub(crate) replicas: u32,
     pub(crate) links: Shape,
     pub(crate) disks: SyncTime,
-    pub(crate) keep_history: bool,
+    pub(crate) keep_trace: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let links = Shape { delay_min: Duration::from_micros(100), delay_max: Duration::from_millis(2), loss: 0.0 };
-        Self { raft: RaftConfig::default(), replicas: 3, links, disks: SyncTime::default(), keep_history: false }
+        Self { raft: RaftConfig::default(), replicas: 3, links, disks: SyncTime::default(), keep_trace: false }
     }
 }
 
@@ -108,7 +108,7 @@ pub(crate) struct World(Arc<Inner>);
 
 struct Inner {
     network: MemoryNetwork,
-    history: Arc<History>,
+    trace: Arc<Trace>,
     machines: Mutex<BTreeMap<u64, Machine>>,
     rng: Mutex<StdRng>,
     seed: u64,
@@ -128,7 +128,7 @@ pub(crate) fn simulate<T>(seed: u64, settings: Settings, run: impl AsyncFnOnce(W
             PANICS.set(PANICS.get() + 1);
             before(info);
         }));
-        if let Ok(filter) = std::env::var("SEAMS_LOG") {
+        if let Ok(filter) = std::env::var("SIM_LOG") {
             let filter = tracing_subscriber::EnvFilter::new(filter);
             tracing_subscriber::fmt().with_env_filter(filter).without_time().with_test_writer().init();
         }
@@ -140,7 +140,7 @@ pub(crate) fn simulate<T>(seed: u64, settings: Settings, run: impl AsyncFnOnce(W
         network.shape_all(settings.links);
         let world = World(Arc::new(Inner {
             network,
-            history: History::new(settings.keep_history),
+            trace: Trace::new(settings.keep_trace),
             machines: Mutex::default(),
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
             seed,
@@ -172,12 +172,12 @@ impl World {
         self.at_rest().await;
     }
 
-    pub(crate) fn history(&self) -> &History {
-        &self.0.history
+    pub(crate) fn trace(&self) -> &Trace {
+        &self.0.trace
     }
 
     pub(crate) fn note(&self, event: impl std::fmt::Display) {
-        self.0.history.note(event);
+        self.0.trace.note(event);
     }
 
     /// A number below `end`, from the world's own randomness.
@@ -233,7 +233,7 @@ impl World {
         let machine = machines.entry(n).or_insert_with(|| Machine {
             disk: Arc::new(MemoryLog::simulated()),
             snapshots: MemorySnapshots::default(),
-            clock: Arc::new(FakeClock { began: Instant::now() - self.0.history.now(), wall_off_ms: 0.into() }),
+            clock: Arc::new(FakeClock { began: Instant::now() - self.0.trace.now(), wall_off_ms: 0.into() }),
             lives: 0,
             life: None,
         });
@@ -242,7 +242,7 @@ impl World {
         let scope = Scope::seeded(self.0.seed.wrapping_mul(1_000_000) + n * 1_000 + machine.lives);
         let life = scope.enter(|| {
             let port = self.0.network.port(id);
-            let tap = Tap { from: id, port, history: Arc::clone(&self.0.history) };
+            let tap = Tap { from: id, port, trace: Arc::clone(&self.0.trace) };
             let endpoint = Endpoint::new(id, Arc::new(tap));
             let (disk, disks) = (Arc::clone(&machine.disk), settings.disks);
             spawn(async move { disk.run(disks).await });
@@ -421,7 +421,7 @@ impl World {
             if id == DRIVER {
                 let group = node.driver_group();
                 states.extend(group.map(|group| {
-                    let state = group.read(|m, at| (at, crate::history::fnv(1, &m.state().encode())));
+                    let state = group.read(|m, at| (at, crate::trace::fnv(1, &m.state().encode())));
                     (state, group.status().last_log)
                 }));
             } else {

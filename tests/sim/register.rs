@@ -144,7 +144,7 @@ impl Register {
         let reply = reply?;
         let value = reply.row.as_ref().map_or(0, |row| std::str::from_utf8(&row.value).unwrap().parse().unwrap());
         let mut facts = self.facts.lock().unwrap();
-        let what = format!("{} via {n} at {:?} read {value}: {reply:?}", self.key, self.world.history().now());
+        let what = format!("{} via {n} at {:?} read {value}: {reply:?}", self.key, self.world.trace().now());
         assert!(value >= floor, "stale: at least {floor} was due. {what}");
         assert!(value <= facts.begun, "from nowhere: {} were begun. {what}", facts.begun);
         let read = reply.read.unwrap();

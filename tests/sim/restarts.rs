@@ -9,6 +9,16 @@ use meridian::{log::memory::Lose, proto::v1::request::Op, raft::RaftConfig};
 use std::time::Duration;
 use tokio::time::sleep;
 
+crate::scenarios! {
+    power_loss_everywhere_loses_no_acknowledged_write_and_no_session,
+    a_write_repeated_after_power_loss_is_answered_again_and_not_applied_twice,
+    a_disk_that_fails_acknowledges_nothing,
+    a_node_that_was_down_catches_up_from_the_log,
+    a_new_member_gets_a_snapshot_of_what_is_no_longer_in_the_log,
+    a_node_that_was_down_for_long_gets_a_snapshot_and_keeps_sessions,
+    a_wall_clock_set_back_neither_stops_writes_nor_lowers_versions,
+}
+
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Cuts the power of every node at the same moment.
@@ -19,7 +29,6 @@ async fn power_loss(world: &World) {
     }
 }
 
-#[test]
 fn power_loss_everywhere_loses_no_acknowledged_write_and_no_session() {
     for seed in 1..=6 {
         simulate(seed, Settings::default(), async |world| {
@@ -47,7 +56,6 @@ fn power_loss_everywhere_loses_no_acknowledged_write_and_no_session() {
     }
 }
 
-#[test]
 fn a_write_repeated_after_power_loss_is_answered_again_and_not_applied_twice() {
     simulate(7, Settings::default(), async |world| {
         world.form(3).await;
@@ -66,7 +74,6 @@ fn a_write_repeated_after_power_loss_is_answered_again_and_not_applied_twice() {
     });
 }
 
-#[test]
 fn a_disk_that_fails_acknowledges_nothing() {
     simulate(8, Settings::default(), async |world| {
         world.form(1).await;
@@ -89,7 +96,6 @@ fn a_disk_that_fails_acknowledges_nothing() {
     });
 }
 
-#[test]
 fn a_node_that_was_down_catches_up_from_the_log() {
     simulate(9, Settings::default(), async |world| {
         world.form(3).await;
@@ -121,7 +127,6 @@ async fn fill(writer: &mut Writer, name: &str) {
     }
 }
 
-#[test]
 fn a_new_member_gets_a_snapshot_of_what_is_no_longer_in_the_log() {
     simulate(10, short_logs(), async |world| {
         world.form(1).await;
@@ -150,7 +155,6 @@ fn a_new_member_gets_a_snapshot_of_what_is_no_longer_in_the_log() {
     });
 }
 
-#[test]
 fn a_node_that_was_down_for_long_gets_a_snapshot_and_keeps_sessions() {
     simulate(11, short_logs(), async |world| {
         world.form(3).await;
@@ -173,7 +177,6 @@ fn a_node_that_was_down_for_long_gets_a_snapshot_and_keeps_sessions() {
     });
 }
 
-#[test]
 fn a_wall_clock_set_back_neither_stops_writes_nor_lowers_versions() {
     simulate(12, Settings::default(), async |world| {
         world.form(3).await;

@@ -9,6 +9,14 @@ use meridian::placement::Cuts;
 use std::time::Duration;
 use tokio::time::sleep;
 
+crate::scenarios! {
+    a_leader_cut_off_both_ways_serves_no_stale_read_and_loses_no_write,
+    a_leader_that_hears_nothing_serves_no_stale_read_and_loses_no_write,
+    a_leader_that_is_not_heard_serves_no_stale_read_and_loses_no_write,
+    the_minority_answers_nothing_strong_and_says_why,
+    the_drivers_leader_cut_off_disturbs_no_reader_and_the_next_one_pushes_the_map,
+}
+
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Cuts the leader of the register's partition off three times, with clients on both sides all the while.
@@ -46,22 +54,18 @@ fn over_seeds(way: Way) {
     }
 }
 
-#[test]
 fn a_leader_cut_off_both_ways_serves_no_stale_read_and_loses_no_write() {
     over_seeds(Way::Both);
 }
 
-#[test]
 fn a_leader_that_hears_nothing_serves_no_stale_read_and_loses_no_write() {
     over_seeds(Way::To);
 }
 
-#[test]
 fn a_leader_that_is_not_heard_serves_no_stale_read_and_loses_no_write() {
     over_seeds(Way::From);
 }
 
-#[test]
 fn the_minority_answers_nothing_strong_and_says_why() {
     use crate::client::{Level, get};
     use meridian::error::Reason;
@@ -80,7 +84,6 @@ fn the_minority_answers_nothing_strong_and_says_why() {
     });
 }
 
-#[test]
 fn the_drivers_leader_cut_off_disturbs_no_reader_and_the_next_one_pushes_the_map() {
     simulate(10, Settings::default(), async |world| {
         world.form(5).await;
