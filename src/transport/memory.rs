@@ -4,12 +4,16 @@
 //! the node was attached: aborting that scope ends the delivery too.
 //!
 //! Invariants:
-//! * frames of one link, from one node to another, are never reordered, whatever its delays;
+//! * frames of one lane of one link, from one node to another, are never reordered, whatever its delays; snapshots have
+//!   a lane of their own, as over gRPC;
+//! * only a frame that [stands alone](stands_alone) strays: comes late, or a second time. gRPC never does that. It is
+//!   what senders do that ask again after a lost connection, while what they sent before is still on its way;
 //! * a frame is lost when its link is cut at the moment it is sent or at the moment it would arrive; a cut is silent, as
-//!   in a real network, while a removed node is [`SendError::NotConnected`];
-//! * the same seed and the same order of calls give the same losses and delays.
+//!   in a real network, while a removed node is [`SendError::NotConnected`], and [`MemoryNetwork::disconnect`] tells
+//!   the sender;
+//! * the same seed and the same order of calls give the same fate to every frame.
 
-use super::{Frame, Inbox, SendError, Transport};
+use super::{Frame, Inbox, Kind, Lost, SendError, Transport};
 use crate::{env, key::NodeId};
 use parking_lot::{Mutex, RwLock};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -39,13 +43,19 @@ pub struct Shape {
     pub delay_max: Duration,
     /// Probability in `[0, 1]` that a frame is lost.
     pub loss: f64,
+    /// Probability in `[0, 1]` that a frame that stands alone comes a second time.
+    pub duplicate: f64,
+    /// Probability in `[0, 1]` that a frame that stands alone is overtaken by those behind it.
+    pub reorder: f64,
+    /// How much later than in order the second or overtaken one comes at most.
+    pub stray_max: Duration,
 }
 
 impl Shape {
     /// A link that takes this long, always.
     #[must_use]
     pub fn delay(delay: Duration) -> Self {
-        Self { delay_min: delay, delay_max: delay, loss: 0.0 }
+        Self { delay_min: delay, delay_max: delay, ..Self::default() }
     }
 
     /// A link that loses this share of frames.
@@ -55,11 +65,26 @@ impl Shape {
     }
 }
 
+/// Whether a frame means the same whenever and however often it arrives: answers, of which an endpoint takes the first,
+/// and questions whose senders repeat them or whose receivers keep no order. Not appends, which have an order in their
+/// session and must keep it between sessions and heartbeats, and not news, of which the last to come counts.
+const fn stands_alone(frame: &Frame) -> bool {
+    match frame.kind {
+        _ if frame.reply => true,
+        Kind::Ping | Kind::RaftVote | Kind::RaftPreVote | Kind::RaftSnapshot => true,
+        Kind::ReadIndex | Kind::Kv | Kind::Driver => true,
+        Kind::RaftAppend | Kind::RaftTransfer | Kind::MapPush | Kind::Leader => false,
+    }
+}
+
 type Link = (NodeId, NodeId);
 
 #[derive(Default)]
 struct Faults {
     cut: BTreeSet<Link>,
+    clogged: BTreeSet<Link>,
+    /// Until when a link that was disconnected refuses frames.
+    away: BTreeMap<Link, Instant>,
     shapes: BTreeMap<Link, Shape>,
     every: Shape,
 }
@@ -67,6 +92,8 @@ struct Faults {
 struct Shared {
     faults: RwLock<Faults>,
     receivers: RwLock<BTreeMap<NodeId, Arc<Receiver>>>,
+    /// Who wants to hear of lost connections.
+    lost: RwLock<BTreeMap<NodeId, Arc<Lost>>>,
     rng: Mutex<StdRng>,
 }
 
@@ -76,14 +103,26 @@ struct Receiver {
     arrived: Notify,
 }
 
+/// By time of arrival, then by order sent.
+type Frames = BTreeMap<(Instant, u64), (NodeId, Frame)>;
+
 #[derive(Default)]
 struct Queue {
-    /// By time of arrival, then by order sent.
-    frames: BTreeMap<(Instant, u64), (NodeId, Frame)>,
+    frames: Frames,
+    /// Those that have arrived at the end of a clogged link.
+    clogged: Frames,
     sent: u64,
-    /// When the latest frame of each sender arrives: none overtakes it.
-    latest: BTreeMap<NodeId, Instant>,
+    /// When the latest frame of each sender and lane arrives: none overtakes it.
+    latest: BTreeMap<(NodeId, bool), Instant>,
     closed: bool,
+}
+
+/// What becomes of a frame: how long it takes, whether it leaves its line, and how long its copy takes if there is one.
+#[derive(Default)]
+struct Fate {
+    delay: Duration,
+    strays: bool,
+    copy: Option<Duration>,
 }
 
 /// The network. Clones are the same network.
@@ -97,6 +136,7 @@ impl MemoryNetwork {
         Self(Arc::new(Shared {
             faults: RwLock::default(),
             receivers: RwLock::default(),
+            lost: RwLock::default(),
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
         }))
     }
@@ -136,9 +176,43 @@ impl MemoryNetwork {
         self.0.faults.write().cut.remove(&(from, to));
     }
 
-    /// Undoes every cut and every shape.
+    /// Holds every frame from `from` to `to` back, until unclogged. A real connection would be given up after
+    /// [some seconds](super::grpc::KEEPALIVE_TIMEOUT).
+    pub fn clog(&self, from: NodeId, to: NodeId) {
+        self.0.faults.write().clogged.insert((from, to));
+    }
+
+    /// Delivers what a clogged link held back, in order.
+    pub fn unclog(&self, from: NodeId, to: NodeId) {
+        if !self.0.faults.write().clogged.remove(&(from, to)) {
+            return;
+        }
+        if let Some(receiver) = self.receiver(to) {
+            receiver.release(|sender| sender == from);
+        }
+    }
+
+    /// Breaks the connection from `from` to `to`: what is on its way is lost, the sender is told, and what it sends is
+    /// refused for `away`. What comes the other way goes on.
+    pub fn disconnect(&self, from: NodeId, to: NodeId, away: Duration) {
+        self.0.faults.write().away.insert((from, to), Instant::now() + away);
+        let unsent = self.receiver(to).map(|receiver| receiver.forget(from)).unwrap_or_default();
+        let lost = self.0.lost.read().get(&from).cloned();
+        if let Some(lost) = lost {
+            lost(to, |_every_kind| true, &unsent);
+        }
+    }
+
+    fn receiver(&self, node: NodeId) -> Option<Arc<Receiver>> {
+        self.0.receivers.read().get(&node).cloned()
+    }
+
+    /// Undoes every cut, clog and shape.
     pub fn heal_all(&self) {
         *self.0.faults.write() = Faults::default();
+        for receiver in self.0.receivers.read().values() {
+            receiver.release(|_| true);
+        }
     }
 
     /// Shapes the link from `from` to `to`.
@@ -163,8 +237,16 @@ impl Shared {
         self.faults.read().cut.contains(&link)
     }
 
-    /// How long the next frame of the link takes; `None` if it is lost.
-    fn fate(&self, link: Link) -> Option<Duration> {
+    fn is_clogged(&self, link: Link) -> bool {
+        self.faults.read().clogged.contains(&link)
+    }
+
+    fn is_away(&self, link: Link) -> bool {
+        self.faults.read().away.get(&link).is_some_and(|until| Instant::now() < *until)
+    }
+
+    /// What becomes of the next frame of the link; `None` if it is lost.
+    fn fate(&self, link: Link, stands_alone: bool) -> Option<Fate> {
         let shape = {
             let faults = self.faults.read();
             if faults.cut.contains(&link) {
@@ -173,14 +255,25 @@ impl Shared {
             faults.shapes.get(&link).copied().unwrap_or(faults.every)
         };
         if shape == Shape::default() {
-            return Some(Duration::ZERO);
+            return Some(Fate::default());
         }
         let mut rng = self.rng.lock();
         if rng.random_bool(shape.loss.clamp(0.0, 1.0)) {
             return None;
         }
         let spread = shape.delay_max.saturating_sub(shape.delay_min);
-        Some(shape.delay_min + spread.mul_f64(rng.random::<f64>()))
+        let delay = shape.delay_min + spread.mul_f64(rng.random::<f64>());
+        let mut fate = Fate { delay, ..Fate::default() };
+        if stands_alone {
+            let mut late = |share: f64| {
+                rng.random_bool(share.clamp(0.0, 1.0)).then(|| delay + shape.stray_max.mul_f64(rng.random::<f64>()))
+            };
+            fate.copy = late(shape.duplicate);
+            if let Some(late) = late(shape.reorder) {
+                (fate.delay, fate.strays) = (late, true);
+            }
+        }
+        Some(fate)
     }
 }
 
@@ -189,8 +282,47 @@ impl Receiver {
         let mut queue = self.queue.lock();
         queue.closed = true;
         queue.frames.clear();
+        queue.clogged.clear();
         drop(queue);
         self.arrived.notify_one();
+    }
+
+    /// Puts clogged frames back where they stood.
+    fn release(&self, of: impl Fn(NodeId) -> bool) {
+        let mut queue = self.queue.lock();
+        let (mut released, kept) = std::mem::take(&mut queue.clogged).into_iter().partition(|(_, (from, _))| of(*from));
+        queue.clogged = kept;
+        queue.frames.append(&mut released);
+        drop(queue);
+        self.arrived.notify_one();
+    }
+
+    /// Drops the frames of a sender. Returns the calls that were held back: they had not left.
+    fn forget(&self, sender: NodeId) -> Vec<u64> {
+        let mut queue = self.queue.lock();
+        queue.frames.retain(|_, (from, _)| *from != sender);
+        let calls = queue.clogged.values().filter(|(from, frame)| *from == sender && !frame.reply && frame.call != 0);
+        let unsent = calls.map(|(_, frame)| frame.call).collect();
+        queue.clogged.retain(|_, (from, _)| *from != sender);
+        unsent
+    }
+}
+
+impl Queue {
+    /// Adds a frame; one that strays may be overtaken.
+    fn add(&mut self, from: NodeId, frame: Frame, delay: Duration, strays: bool) {
+        let mut at = Instant::now() + delay;
+        if !strays {
+            let latest = self.latest.entry((from, frame.kind.is_bulk())).or_insert(at);
+            at = at.max(*latest);
+            *latest = at;
+        }
+        self.sent += 1;
+        self.frames.insert((at, self.sent), (from, frame));
+    }
+
+    fn first(&self) -> Option<(Instant, u64)> {
+        self.frames.first_key_value().map(|(place, _)| *place)
     }
 }
 
@@ -209,30 +341,36 @@ impl Transport for Port {
             }
             receivers.get(&to).cloned().ok_or(SendError::NotConnected)?
         };
-        let Some(delay) = self.shared.fate((self.node, to)) else { return Ok(()) };
+        let link = (self.node, to);
+        if self.shared.is_away(link) {
+            return Err(SendError::NotConnected);
+        }
+        let Some(fate) = self.shared.fate(link, stands_alone(&frame)) else { return Ok(()) };
         let mut queue = receiver.queue.lock();
         if queue.closed {
             return Err(SendError::NotConnected);
         }
-        if queue.frames.len() >= QUEUE_FRAMES {
+        if queue.frames.len() + queue.clogged.len() >= QUEUE_FRAMES {
             return Err(SendError::QueueFull);
         }
-        let mut at = Instant::now() + delay;
-        let latest = queue.latest.entry(self.node).or_insert(at);
-        at = at.max(*latest);
-        *latest = at;
-        queue.sent += 1;
-        let place = (at, queue.sent);
-        queue.frames.insert(place, (self.node, frame));
-        let is_next = queue.frames.first_key_value().is_some_and(|(first, _)| *first == place);
+        let first = queue.first();
+        if let Some(delay) = fate.copy {
+            queue.add(self.node, frame.clone(), delay, true);
+        }
+        queue.add(self.node, frame, fate.delay, fate.strays);
+        let changed = queue.first() != first;
         drop(queue);
-        if is_next {
+        if changed {
             receiver.arrived.notify_one();
         }
         Ok(())
     }
 
     fn set_addresses(&self, _addresses: &[(NodeId, String)]) {} // Nodes are found by id.
+
+    fn on_lost(&self, lost: Lost) {
+        self.shared.lost.write().insert(self.node, Arc::new(lost));
+    }
 }
 
 enum Next {
@@ -242,25 +380,29 @@ enum Next {
     Closed,
 }
 
-fn next(receiver: &Receiver) -> Next {
+fn next(receiver: &Receiver, node: NodeId, shared: &Shared) -> Next {
     let mut queue = receiver.queue.lock();
     if queue.closed {
         return Next::Closed;
     }
-    match queue.frames.first_entry() {
-        None => Next::Nothing,
-        Some(first) if first.key().0 > Instant::now() => Next::At(first.key().0),
-        Some(first) => {
-            let (from, frame) = first.remove();
-            Next::Due(from, frame)
+    let now = Instant::now();
+    loop {
+        let (place, (from, frame)) = match queue.frames.first_entry() {
+            None => return Next::Nothing,
+            Some(first) if first.key().0 > now => return Next::At(first.key().0),
+            Some(first) => first.remove_entry(),
+        };
+        if !shared.is_clogged((from, node)) {
+            return Next::Due(from, frame);
         }
+        queue.clogged.insert(place, (from, frame));
     }
 }
 
 async fn deliver(node: NodeId, receiver: Arc<Receiver>, inbox: Arc<dyn Inbox>, shared: Arc<Shared>) {
     let mut delivered = 0;
     loop {
-        match next(&receiver) {
+        match next(&receiver, node, &shared) {
             Next::Closed => return,
             Next::Nothing => receiver.arrived.notified().await,
             Next::At(at) => tokio::select! {
@@ -282,155 +424,4 @@ async fn deliver(node: NodeId, receiver: Arc<Receiver>, inbox: Arc<dyn Inbox>, s
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{super::Kind, *};
-    use bytes::Bytes;
-
-    const A: NodeId = NodeId(1);
-    const B: NodeId = NodeId(2);
-    const C: NodeId = NodeId(3);
-    const MS: Duration = Duration::from_millis(1);
-
-    /// Keeps what arrives, and when.
-    struct Keep(Mutex<Vec<(NodeId, u64, Instant)>>);
-    impl Inbox for Keep {
-        fn deliver(&self, from: NodeId, frame: Frame) {
-            self.0.lock().push((from, frame.call, Instant::now()));
-        }
-    }
-    impl Keep {
-        fn numbers(&self, from: NodeId) -> Vec<u64> {
-            self.0.lock().iter().filter(|(node, ..)| *node == from).map(|(_, n, _)| *n).collect()
-        }
-    }
-
-    fn network(seed: u64) -> (MemoryNetwork, [Arc<dyn Transport>; 3], [Arc<Keep>; 3]) {
-        let network = MemoryNetwork::new(seed);
-        let keeps = [A, B, C].map(|node| {
-            let keep = Arc::new(Keep(Mutex::default()));
-            network.attach(node, keep.clone());
-            keep
-        });
-        let ports = [A, B, C].map(|node| network.port(node));
-        (network, ports, keeps)
-    }
-
-    fn frame(n: u64) -> Frame {
-        Frame { kind: Kind::Ping, call: n, reply: false, body: Bytes::new() }
-    }
-
-    /// Long enough, in virtual time, for every delay used here.
-    async fn settle() {
-        tokio::time::sleep(1_000 * MS).await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_cut_is_one_way_and_ends_when_healed() {
-        let (network, [a, b, _], [at_a, at_b, _]) = network(1);
-        network.cut(A, B);
-        a.send(B, frame(1)).unwrap();
-        b.send(A, frame(2)).unwrap();
-        settle().await;
-        assert_eq!((at_b.numbers(A), at_a.numbers(B)), (vec![], vec![2]));
-        network.heal(A, B);
-        a.send(B, frame(3)).unwrap();
-        settle().await;
-        assert_eq!(at_b.numbers(A), [3]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_cut_also_takes_frames_on_the_way() {
-        let (network, [a, ..], [_, at_b, _]) = network(1);
-        network.shape(A, B, Shape::delay(10 * MS));
-        a.send(B, frame(1)).unwrap();
-        network.cut(A, B);
-        settle().await;
-        assert_eq!(at_b.numbers(A), Vec::<u64>::new());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn delay_is_kept_and_slows_no_other_link() {
-        let (network, [a, _, c], [_, at_b, _]) = network(1);
-        network.shape(A, B, Shape::delay(50 * MS));
-        let start = Instant::now();
-        a.send(B, frame(1)).unwrap();
-        c.send(B, frame(2)).unwrap();
-        settle().await;
-        let arrived = at_b.0.lock().clone();
-        assert_eq!(arrived.iter().map(|(from, n, _)| (*from, *n)).collect::<Vec<_>>(), [(C, 2), (A, 1)]);
-        assert_eq!(arrived[1].2 - start, 50 * MS);
-        assert_eq!(arrived[0].2, start);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn random_delays_never_reorder_a_link() {
-        let (network, [a, ..], [_, at_b, _]) = network(5);
-        network.shape_all(Shape { delay_min: MS, delay_max: 90 * MS, loss: 0.0 });
-        for n in 0..500 {
-            a.send(B, frame(n)).unwrap();
-            if n == 250 {
-                network.shape_all(Shape::default());
-            }
-        }
-        settle().await;
-        assert_eq!(at_b.numbers(A), (0..500).collect::<Vec<_>>());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn losses_follow_from_the_seed() {
-        let run = async |seed| {
-            let (network, [a, ..], [_, at_b, _]) = network(seed);
-            network.shape_all(Shape::loss(0.3));
-            for n in 0..1_000 {
-                a.send(B, frame(n)).unwrap();
-            }
-            settle().await;
-            at_b.numbers(A)
-        };
-        let first = run(7).await;
-        assert!((600..800).contains(&first.len()), "{}", first.len());
-        assert!(first.is_sorted());
-        assert_eq!(first, run(7).await);
-        assert_ne!(first, run(8).await);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_removed_node_neither_gets_nor_sends_until_attached_again() {
-        let (network, [a, b, _], [at_a, at_b, _]) = network(1);
-        network.shape(A, B, Shape::delay(10 * MS));
-        a.send(B, frame(1)).unwrap();
-        network.remove(B);
-        assert_eq!(a.send(B, frame(2)), Err(SendError::NotConnected));
-        assert_eq!(b.send(A, frame(3)), Err(SendError::NotConnected));
-        let again = Arc::new(Keep(Mutex::default()));
-        network.attach(B, again.clone());
-        a.send(B, frame(4)).unwrap();
-        settle().await;
-        assert_eq!((at_a.numbers(B), at_b.numbers(A), again.numbers(A)), (vec![], vec![], vec![4]));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_full_queue_refuses() {
-        let (_network, [a, ..], [_, at_b, _]) = network(1);
-        for n in 0..QUEUE_FRAMES as u64 {
-            a.send(B, frame(n)).unwrap();
-        }
-        assert_eq!(a.send(B, frame(0)), Err(SendError::QueueFull));
-        settle().await;
-        assert_eq!(at_b.numbers(A).len(), QUEUE_FRAMES);
-        a.send(B, frame(0)).unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_crash_of_the_scope_ends_delivery() {
-        let network = MemoryNetwork::new(1);
-        let scope = env::Scope::seeded(1);
-        let keep = Arc::new(Keep(Mutex::default()));
-        scope.enter(|| network.attach(B, keep.clone()));
-        network.attach(A, Arc::new(Keep(Mutex::default())));
-        scope.abort_all();
-        network.port(A).send(B, frame(1)).unwrap();
-        settle().await;
-        assert_eq!(keep.numbers(A), Vec::<u64>::new());
-    }
-}
+mod tests;

@@ -63,6 +63,12 @@ impl Kind {
         Self::Leader,
     ];
 
+    /// Whether frames of this kind have a lane of their own, apart from all others: they may be long.
+    #[must_use]
+    pub const fn is_bulk(self) -> bool {
+        matches!(self, Self::RaftSnapshot)
+    }
+
     /// The kind with this number on the wire.
     #[must_use]
     pub fn from_wire(number: u32) -> Option<Self> {

@@ -61,7 +61,7 @@ async fn fault(world: &World) {
             let loss = world.draw(25) as f64 / 100.0;
             let delay_max = Duration::from_millis(1 + world.draw(60));
             world.note(format_args!("links lose {loss} and take up to {delay_max:?}"));
-            world.network().shape_all(Shape { delay_min: Duration::from_micros(100), delay_max, loss });
+            world.network().shape_all(Shape { delay_min: Duration::from_micros(100), delay_max, loss, ..Shape::default() });
         }
         5 => {
             for n in world.running() {

@@ -73,7 +73,7 @@ pub(crate) struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        let links = Shape { delay_min: Duration::from_micros(100), delay_max: Duration::from_millis(2), loss: 0.0 };
+        let links = Shape { delay_min: Duration::from_micros(100), delay_max: Duration::from_millis(2), ..Shape::default() };
         Self { raft: RaftConfig::default(), replicas: 3, links, disks: SyncTime::default(), keep_trace: false }
     }
 }

@@ -101,7 +101,14 @@ async fn a_leader_that_is_heard_and_hears_nothing_is_replaced_while_it_repeats_i
 async fn acknowledged_writes_survive_loss_delay_and_crashes() {
     let config = RaftConfig { snapshot_bytes: 20_000, log_keep_bytes: 4_000, ..RaftConfig::default() };
     let mut world = World::with_group(3, config).await;
-    let rough = Shape { delay_min: Duration::from_millis(1), delay_max: Duration::from_millis(20), loss: 0.03 };
+    let rough = Shape {
+        delay_min: Duration::from_millis(1),
+        delay_max: Duration::from_millis(20),
+        loss: 0.03,
+        duplicate: 0.1,
+        reorder: 0.1,
+        stray_max: Duration::from_millis(500),
+    };
     world.network.shape_all(rough);
     let mut acknowledged = BTreeMap::new();
     let mut last = 0;

@@ -97,13 +97,8 @@ impl Peer {
     }
 
     fn lane(&self, kind: Kind) -> &Arc<Lane> {
-        if is_bulk(kind) { &self.bulk } else { &self.usual }
+        if kind.is_bulk() { &self.bulk } else { &self.usual }
     }
-}
-
-/// Which lane a kind goes by.
-const fn is_bulk(kind: Kind) -> bool {
-    matches!(kind, Kind::RaftSnapshot)
 }
 
 /// One stream to one node, whether it exists at the moment or not.
@@ -345,7 +340,7 @@ async fn run(lane: Arc<Lane>, epoch: u64, identity: Arc<Identity>) {
     };
     let unsent = lane.closed(epoch, start.elapsed(), outcome);
     if let Some(lost) = identity.lost.get() {
-        lost(lane.to, if lane.number == 1 { is_bulk } else { |kind| !is_bulk(kind) }, &unsent);
+        lost(lane.to, if lane.number == 1 { Kind::is_bulk } else { |kind| !kind.is_bulk() }, &unsent);
     }
 }
 
