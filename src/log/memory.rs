@@ -4,8 +4,12 @@
 //! submitted waits until [`MemoryLog::sync`], or until the disk's own task ([`MemoryLog::run`]) gets to it, and
 //! [`MemoryLog::crash`] loses what still waits. The disk outlives the node: share it with the node's next life.
 //!
+//! A sync that fails, or finds no space, ends a node in production: the process aborts before anybody is told. So here no
+//! `done` runs any more either, and whoever runs the node waits for [`MemoryLog::failed`] and crashes it.
+//!
 //! Invariants:
 //! * a crash loses a tail of each replica's unsynced records and nothing else, so never leaves a hole;
+//! * a damaged record is never given back: [`LogEngine::recover`] names it and gives nothing;
 //! * nothing here depends on anything but the order of calls and the seeds given.
 
 use super::{Done, LogEngine, NodeMeta, Record, Recovered, extent::Extent};
@@ -21,7 +25,10 @@ use std::{
     io,
     time::Duration,
 };
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
 
 type Place = (PartitionId, ReplicaId);
 
@@ -33,11 +40,14 @@ pub const QUEUE_RECORDS: usize = 1 << 20;
 struct Replica {
     extent: Extent,
     kept: Recovered,
+    /// Index of an entry that can no longer be read.
+    rotten: Option<u64>,
 }
 
 impl Replica {
     fn apply(&mut self, record: &Record) -> io::Result<()> {
         let removed = self.extent.admit(record)?;
+        self.rotten = self.rotten.filter(|index| !removed.contains(index));
         for index in removed {
             self.kept.entries.remove(&index);
         }
@@ -65,9 +75,29 @@ struct Disk {
     meta: BTreeMap<String, Bytes>,
     waiting: VecDeque<Waiting>,
     /// The next sync fails.
-    fail_next: bool,
-    /// A sync has failed: nothing is acknowledged until a crash.
-    failed: bool,
+    fail_next: Option<FailedSync>,
+    /// There is no space.
+    full: bool,
+    /// No sync ends before.
+    stalled_until: Option<Instant>,
+    failed: Option<Failed>,
+}
+
+/// A sync has failed: nothing is written, and nobody told, until a crash.
+#[derive(Clone, Copy)]
+struct Failed {
+    why: &'static str,
+    /// Of what waits, so many records are on the disk nevertheless.
+    kept: usize,
+}
+
+/// What a failed sync has left on the disk of what it was to make durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FailedSync {
+    /// All of it.
+    Kept,
+    /// Nothing.
+    Lost,
 }
 
 /// How long a simulated disk takes for a sync.
@@ -104,6 +134,12 @@ pub enum Lose {
         /// Seed.
         seed: u64,
     },
+    /// The same, and the first record of each tail was being written: recovery drops what it cannot read of it, which
+    /// leaves the first entries of an append, and nothing of any other record.
+    Torn {
+        /// Seed.
+        seed: u64,
+    },
 }
 
 /// A log in memory.
@@ -111,13 +147,15 @@ pub struct MemoryLog {
     disk: Mutex<Disk>,
     immediate: bool,
     submitted: Notify,
+    /// Told when a sync has failed.
+    failing: Notify,
 }
 
 impl MemoryLog {
     /// A log whose records count as durable at once: `done` runs inside `submit`.
     #[must_use]
     pub fn immediate() -> Self {
-        Self { disk: Mutex::default(), immediate: true, submitted: Notify::new() }
+        Self { disk: Mutex::default(), immediate: true, submitted: Notify::new(), failing: Notify::new() }
     }
 
     /// A simulated disk.
@@ -135,7 +173,7 @@ impl MemoryLog {
     /// Runs the disk: syncs what waits, again and again, taking its time. Spawn it in the node's scope.
     pub async fn run(&self, time: SyncTime) {
         loop {
-            let count = self.disk.lock().waiting.len();
+            let count = self.ready();
             if count == 0 {
                 self.submitted.notified().await;
                 continue;
@@ -146,25 +184,39 @@ impl MemoryLog {
                 false => (time.min, time.max),
             };
             sleep(min + max.saturating_sub(min).mul_f64(rng.random::<f64>())).await;
+            while let Some(until) = self.stalled_until() {
+                sleep_until(until).await;
+            }
             self.sync_first(count);
         }
     }
 
+    /// Records that a sync would take.
+    fn ready(&self) -> usize {
+        let disk = self.disk.lock();
+        if disk.failed.is_some() { 0 } else { disk.waiting.len() }
+    }
+
+    fn stalled_until(&self) -> Option<Instant> {
+        self.disk.lock().stalled_until.filter(|until| Instant::now() < *until)
+    }
+
     fn sync_first(&self, count: usize) {
         let mut disk = self.disk.lock();
-        if std::mem::take(&mut disk.fail_next) {
-            disk.failed = true;
-        }
         let count = count.min(disk.waiting.len());
-        let failed = disk.failed;
+        if count == 0 || disk.failed.is_some() {
+            return;
+        }
+        let fault = disk.fail_next.take();
+        if disk.full || fault.is_some() {
+            let kept = if fault == Some(FailedSync::Kept) { count } else { 0 };
+            self.fail(&mut disk, kept);
+            return;
+        }
         let batch: Vec<Waiting> = disk.waiting.drain(..count).collect();
         let mut outcomes = Vec::with_capacity(batch.len());
         for Waiting { place, record, done } in batch {
-            let result = match failed {
-                true => Err(io::Error::other("injected: the sync failed")),
-                false => disk.durable.entry(place).or_default().apply(&record),
-            };
-            outcomes.push((place, result, done));
+            outcomes.push((place, disk.durable.entry(place).or_default().apply(&record), done));
         }
         drop(disk);
         for (place, result, done) in outcomes {
@@ -172,9 +224,53 @@ impl MemoryLog {
         }
     }
 
-    /// The next sync fails, and with it every later one until a crash.
-    pub fn fail_next_sync(&self) {
-        self.disk.lock().fail_next = true;
+    fn fail(&self, disk: &mut Disk, kept: usize) {
+        let why = if disk.full { "no space on the disk" } else { "the sync failed" };
+        disk.failed = Some(Failed { why, kept });
+        self.failing.notify_waiters();
+    }
+
+    /// The next sync fails, and nothing is written or acknowledged any more until a crash. What the failed sync has left
+    /// on the disk is found then; what came later is lost.
+    pub fn fail_next_sync(&self, left: FailedSync) {
+        self.disk.lock().fail_next = Some(left);
+    }
+
+    /// Takes the space away, or gives it back: without it every sync fails, and so does [`NodeMeta::put_meta`], also
+    /// those of the node's next life.
+    pub fn set_full(&self, full: bool) {
+        self.disk.lock().full = full;
+    }
+
+    /// No sync ends for this long. Production ends a node whose disk hangs for a minute.
+    pub fn stall(&self, time: Duration) {
+        self.disk.lock().stalled_until = Some(Instant::now() + time);
+    }
+
+    /// Waits until a sync has failed, and says why. Production has ended the process at this moment.
+    pub async fn failed(&self) -> &'static str {
+        loop {
+            let failing = self.failing.notified();
+            if let Some(failed) = self.disk.lock().failed {
+                return failed.why;
+            }
+            failing.await;
+        }
+    }
+
+    /// Damages a durable entry, which follows from the seed; says which, or that there is none.
+    pub fn rot(&self, seed: u64) -> Option<String> {
+        let mut disk = self.disk.lock();
+        let count: usize = disk.durable.values().map(|replica| replica.kept.entries.len()).sum();
+        let mut nth = StdRng::seed_from_u64(seed).random_range(0..count.max(1));
+        for (place, replica) in &mut disk.durable {
+            if let Some(index) = replica.kept.entries.keys().nth(nth) {
+                replica.rotten = Some(*index);
+                return Some(entry_at(*place, *index));
+            }
+            nth -= replica.kept.entries.len();
+        }
+        None
     }
 
     /// Records that wait for a sync.
@@ -183,30 +279,56 @@ impl MemoryLog {
         self.disk.lock().waiting.len()
     }
 
-    /// The machine loses power: records that were not synced are lost as `lose` says, and no `done` of theirs runs.
+    /// The machine loses power: records that were not synced are lost as `lose` says, and no `done` of theirs runs. After
+    /// a failed sync it is as [`Self::fail_next_sync`] says. Time begins anew for the disk; a lack of space and damage
+    /// stay.
     pub fn crash(&self, lose: Lose) {
         let mut disk = self.disk.lock();
         let waiting = std::mem::take(&mut disk.waiting);
-        (disk.fail_next, disk.failed) = (false, false);
+        let failed = disk.failed.take();
+        (disk.fail_next, disk.stalled_until) = (None, None);
         let mut per_replica: BTreeMap<Place, Vec<Record>> = BTreeMap::new();
         let mut dones = Vec::new();
-        for Waiting { place, record, done } in waiting {
-            per_replica.entry(place).or_default().push(record);
+        let reached = failed.map_or(waiting.len(), |failed| failed.kept);
+        for (n, Waiting { place, record, done }) in waiting.into_iter().enumerate() {
+            if n < reached {
+                per_replica.entry(place).or_default().push(record);
+            }
             dones.extend(done);
         }
-        if let Lose::Tail { seed } = lose {
-            let mut rng = StdRng::seed_from_u64(seed);
-            for (place, records) in per_replica {
-                let kept = rng.random_range(0..=records.len());
-                for record in &records[..kept] {
-                    // A record that cannot follow was refused in life too; nobody is left to be told.
-                    let _ = disk.durable.entry(place).or_default().apply(record);
-                }
-            }
+        for (place, record) in left(per_replica, if failed.is_some() { None } else { Some(lose) }) {
+            // A record that cannot follow was refused in life too; nobody is left to be told.
+            let _ = disk.durable.entry(place).or_default().apply(&record);
         }
         drop(disk);
         drop(dones); // Outside the lock: dropping them may run anything.
     }
+}
+
+/// What a crash leaves of records that were not synced; all of them if it loses nothing.
+fn left(records: BTreeMap<Place, Vec<Record>>, lose: Option<Lose>) -> Vec<(Place, Record)> {
+    let (seed, torn) = match lose {
+        Some(Lose::All) => return Vec::new(),
+        Some(Lose::Tail { seed }) => (Some(seed), false),
+        Some(Lose::Torn { seed }) => (Some(seed), true),
+        None => (None, false),
+    };
+    let mut rng = seed.map(StdRng::seed_from_u64);
+    let mut left = Vec::new();
+    for (place, mut records) in records {
+        let cut = rng.as_mut().map_or(records.len(), |rng| rng.random_range(0..=records.len()));
+        let lost = records.split_off(cut).into_iter().next();
+        left.extend(records.into_iter().map(|record| (place, record)));
+        if let (true, Some(rng), Some(Record::Append { first, mut entries })) = (torn, rng.as_mut(), lost) {
+            entries.truncate(rng.random_range(0..=entries.len().saturating_sub(1)));
+            left.push((place, Record::Append { first, entries }));
+        }
+    }
+    left
+}
+
+fn entry_at(place: Place, index: u64) -> String {
+    format!("entry {index} of {} {}", place.0, place.1)
 }
 
 /// Tells the outcome of a record.
@@ -244,6 +366,10 @@ impl LogEngine for MemoryLog {
     /// What is durable; of a simulated disk only what was synced.
     fn recover(&self) -> io::Result<BTreeMap<Place, Recovered>> {
         let disk = self.disk.lock();
+        if let Some((place, index)) = disk.durable.iter().find_map(|(place, replica)| Some((*place, replica.rotten?))) {
+            let why = format!("simulated log: damaged: {}", entry_at(place, index));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
         let written = disk.durable.iter().filter(|(_, replica)| replica.kept != Recovered::default());
         Ok(written.map(|(place, replica)| (*place, replica.kept.clone())).collect())
     }
@@ -251,7 +377,12 @@ impl LogEngine for MemoryLog {
 
 impl NodeMeta for MemoryLog {
     fn put_meta(&self, name: &str, value: Bytes) -> io::Result<()> {
-        self.disk.lock().meta.insert(name.to_owned(), value);
+        let mut disk = self.disk.lock();
+        if disk.full {
+            self.fail(&mut disk, 0);
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        disk.meta.insert(name.to_owned(), value);
         Ok(())
     }
 
@@ -267,140 +398,4 @@ impl std::fmt::Debug for MemoryLog {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{
-        super::testing::{A, B, append, outcome, records},
-        *,
-    };
-    use proptest::prelude::*;
-    use std::sync::Arc;
-
-    #[test]
-    fn an_immediate_log_answers_at_once_and_refuses_what_cannot_follow() {
-        let log = MemoryLog::immediate();
-        let put = |record| {
-            let (result, done) = outcome();
-            log.submit(A.0, A.1, record, Some(done));
-            let result = result.lock().take();
-            result.expect("answered at once")
-        };
-        put(append(0, 3)).unwrap();
-        assert!(put(append(4, 1)).is_err(), "a hole");
-        assert!(put(append(2, 1)).is_err(), "an overwrite");
-        put(Record::Truncate { from: 2 }).unwrap();
-        put(append(2, 2)).unwrap();
-        put(Record::Purge { upto: 0, marker: "m0".into() }).unwrap();
-        let found = log.recover().unwrap().remove(&A).unwrap();
-        assert_eq!(found.entries.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
-        assert_eq!(found.purged, Some((0, "m0".into())));
-        put(Record::Purge { upto: 9, marker: "m9".into() }).unwrap();
-        assert!(put(append(4, 1)).is_err(), "a hole behind the purge point");
-        assert!(put(Record::Purge { upto: 8, marker: "m8".into() }).is_err(), "purging backwards");
-        put(append(10, 1)).unwrap();
-        put(Record::Tombstone).unwrap();
-        put(Record::Tombstone).unwrap();
-        assert!(put(Record::Vote("v".into())).is_err(), "destroyed");
-        assert_eq!(log.recover().unwrap()[&A], Recovered { tombstone: true, ..Recovered::default() });
-    }
-
-    #[test]
-    fn a_simulated_disk_answers_when_synced_and_a_crash_loses_the_rest() {
-        let log = MemoryLog::simulated();
-        let (first, done) = outcome();
-        log.submit(A.0, A.1, append(0, 2), Some(done));
-        assert!(first.lock().is_none() && log.recover().unwrap().is_empty());
-        log.sync();
-        assert!(matches!(*first.lock(), Some(Ok(()))));
-        let (second, done) = outcome();
-        log.submit(A.0, A.1, append(2, 2), Some(done));
-        log.crash(Lose::All);
-        assert!(second.lock().is_none() && Arc::strong_count(&second) == 1, "dropped, not run");
-        log.sync();
-        assert_eq!(log.recover().unwrap()[&A].entries.len(), 2);
-    }
-
-    #[test]
-    fn after_a_failed_sync_nothing_is_acknowledged_until_a_crash() {
-        let log = MemoryLog::simulated();
-        log.fail_next_sync();
-        for n in 0..2 {
-            let (result, done) = outcome();
-            log.submit(A.0, A.1, append(n, 1), Some(done));
-            log.sync();
-            assert!(matches!(*result.lock(), Some(Err(_))), "{n}");
-        }
-        log.crash(Lose::All);
-        let (result, done) = outcome();
-        log.submit(A.0, A.1, append(0, 1), Some(done));
-        log.sync();
-        assert!(matches!(*result.lock(), Some(Ok(()))));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_disk_task_syncs_what_waits_and_takes_its_time() {
-        let log = Arc::new(MemoryLog::simulated());
-        let task = env::spawn({
-            let log = log.clone();
-            async move { log.run(SyncTime::default()).await }
-        });
-        let start = tokio::time::Instant::now();
-        for n in 0..3 {
-            let (tx, rx) = tokio::sync::oneshot::channel();
-            log.submit(A.0, A.1, append(n, 1), Some(Box::new(move |result| tx.send(result).unwrap())));
-            rx.await.unwrap().unwrap();
-        }
-        assert!(start.elapsed() >= 3 * SyncTime::default().min && start.elapsed() <= 3 * SyncTime::default().slow_max);
-        assert_eq!(log.unsynced(), 0);
-        task.abort();
-    }
-
-    #[test]
-    fn meta_survives_a_crash() {
-        let log = MemoryLog::simulated();
-        log.put_meta("node", "7".into()).unwrap();
-        log.crash(Lose::All);
-        assert_eq!(log.get_meta("node").unwrap(), Some("7".into()));
-        assert_eq!(log.get_meta("other").unwrap(), None);
-    }
-
-    proptest! {
-        /// For every replica, what survives is the state after some prefix of its records that contains all synced.
-        #[test]
-        fn a_crash_loses_exactly_a_tail_of_what_was_not_synced(
-            script in records(), synced in 0_usize..60, seed in any::<u64>(), all in any::<bool>(),
-        ) {
-            let log = MemoryLog::simulated();
-            let synced = synced.min(script.len());
-            for (n, (place, record)) in script.iter().enumerate() {
-                log.submit(place.0, place.1, record.clone(), None);
-                if n + 1 == synced {
-                    log.sync();
-                }
-            }
-            log.crash(if all { Lose::All } else { Lose::Tail { seed } });
-            let found = log.recover().unwrap();
-            for place in [A, B] {
-                let found = found.get(&place).cloned().unwrap_or_default();
-                let mut model = Replica::default();
-                let mut possible = Vec::new();
-                for (n, (at, record)) in script.iter().enumerate() {
-                    if n >= synced {
-                        possible.push(model.kept.clone());
-                    }
-                    if *at == place {
-                        let _ = model.apply(record);
-                    }
-                }
-                possible.push(model.kept);
-                if all {
-                    prop_assert_eq!(&found, &possible[0]);
-                }
-                prop_assert!(possible.contains(&found));
-                prop_assert!(found.entries.keys().zip(found.entries.keys().skip(1)).all(|(a, b)| a + 1 == *b));
-                if let (Some((purged, _)), Some((first, _))) = (&found.purged, found.entries.first_key_value()) {
-                    prop_assert_eq!(*first, purged + 1);
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -5,7 +5,11 @@ use crate::{
     register::Register,
     world::{Settings, World, simulate},
 };
-use meridian::{log::memory::Lose, proto::v1::request::Op, raft::RaftConfig};
+use meridian::{
+    log::memory::{FailedSync, Lose},
+    proto::v1::request::Op,
+    raft::RaftConfig,
+};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -79,7 +83,7 @@ fn a_disk_that_fails_acknowledges_nothing() {
         world.form(1).await;
         let mut writer = Writer::open(&world, "writer").await;
         writer.put("default", "before", "1").await;
-        world.disk(1).fail_next_sync();
+        world.disk(1).fail_next_sync(FailedSync::Lost);
         let put = meridian::proto::v1::PutRequest {
             key: "after".into(),
             value: "2".into(),
