@@ -17,14 +17,16 @@
 //! * no damaged byte is ever returned: every read checks what it returns, errors name file and offset;
 //! * a handle goes on reading its own snapshot when that is replaced or removed.
 
+mod memory;
+
+pub use memory::MemorySnapshots;
+
 use crate::{
     env,
     key::{PartitionId, ReplicaId},
 };
 use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io::{self, Write as _},
     os::unix::fs::FileExt as _,
@@ -104,7 +106,7 @@ pub struct SnapshotHandle {
 #[derive(Clone)]
 enum Content {
     File(Arc<FileContent>),
-    Memory(Arc<Vec<Bytes>>),
+    Memory(Arc<memory::Content>),
 }
 
 impl SnapshotHandle {
@@ -122,16 +124,7 @@ impl SnapshotHandle {
                 let start = (offset % CHUNK_BYTES as u64) as usize;
                 Ok(chunk.slice(start..chunk.len().min(start.saturating_add(max))))
             }
-            Content::Memory(pieces) => {
-                let mut start = offset as usize;
-                for piece in pieces.iter() {
-                    if start < piece.len() {
-                        return Ok(piece.slice(start..piece.len().min(start.saturating_add(max))));
-                    }
-                    start -= piece.len();
-                }
-                Ok(Bytes::new())
-            }
+            Content::Memory(content) => content.read(offset, max),
         }
     }
 }
@@ -366,57 +359,6 @@ fn at(path: &Path, error: io::Error) -> io::Error {
 
 fn corrupt(path: &Path, offset: u64, why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{}: damaged at offset {offset}: {why}", path.display()))
-}
-
-type Places = BTreeMap<(PartitionId, ReplicaId), SnapshotHandle>;
-
-/// Snapshots in memory. Clones are the same store.
-#[derive(Clone, Debug, Default)]
-pub struct MemorySnapshots(Arc<Mutex<Places>>);
-
-struct MemoryWriter {
-    places: Arc<Mutex<Places>>,
-    place: (PartitionId, ReplicaId),
-    pieces: Vec<Bytes>,
-}
-
-impl SnapshotStore for MemorySnapshots {
-    fn create(&self, group: PartitionId, replica: ReplicaId) -> io::Result<Box<dyn SnapshotWriter>> {
-        Ok(Box::new(MemoryWriter { places: Arc::clone(&self.0), place: (group, replica), pieces: Vec::new() }))
-    }
-
-    fn latest(&self, group: PartitionId, replica: ReplicaId) -> io::Result<Option<SnapshotHandle>> {
-        Ok(self.0.lock().get(&(group, replica)).cloned())
-    }
-
-    fn remove(&self, group: PartitionId, replica: ReplicaId) -> io::Result<()> {
-        self.0.lock().remove(&(group, replica));
-        Ok(())
-    }
-
-    fn list(&self) -> io::Result<Vec<(PartitionId, ReplicaId)>> {
-        Ok(self.0.lock().keys().copied().collect())
-    }
-
-    fn blocking(&self) -> bool {
-        false
-    }
-}
-
-impl SnapshotWriter for MemoryWriter {
-    fn write(&mut self, content: Bytes) -> io::Result<()> {
-        if !content.is_empty() {
-            self.pieces.push(content);
-        }
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>, meta: Bytes) -> io::Result<SnapshotHandle> {
-        let len = self.pieces.iter().map(|piece| piece.len() as u64).sum();
-        let handle = SnapshotHandle { meta, len, content: Content::Memory(Arc::new(self.pieces)) };
-        self.places.lock().insert(self.place, handle.clone());
-        Ok(handle)
-    }
 }
 
 #[cfg(test)]
