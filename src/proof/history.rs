@@ -177,8 +177,8 @@ pub struct Event {
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Failure>,
-    /// Value found by a `cas` that did not match.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Value found by a `cas` that did not match; null if the row was absent, which is not the same as unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub observed: Option<Json>,
     /// Part of the run.
     #[serde(default)]
@@ -321,6 +321,11 @@ pub fn write(to: &mut impl Write, event: &Event) -> io::Result<()> {
         return Err(io::Error::other(format!("event {} takes {} bytes", event.index, line.len())));
     }
     to.write_all(&line)
+}
+
+/// What is there, also if it is null.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
+    Json::deserialize(deserializer).map(Some)
 }
 
 impl Serialize for Process {

@@ -13,8 +13,6 @@ mod rows;
 mod summary;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests;
 
 pub use summary::Summary;
 
