@@ -27,7 +27,7 @@
 //! | 3 | [`client`], [`node`] | routing, retries, scans, outside and inside · one process: its replicas, its part in the driver |
 //! | 2 | [`raft`], [`log`], [`transport`] | openraft behind [`raft::Group`] · the durable log · frames between nodes |
 //! | 1 | [`kv`], [`placement`] | pure: what a partition replicates · what the driver replicates, and what it plans |
-//! | 0 | [`key`], [`error`], [`mod@env`], [`proto`], [`telemetry`] | words, the catalogue of errors, the seams, generated code, metrics |
+//! | 0 | [`key`], [`error`], [`mod@env`], [`proto`], [`telemetry`], [`plant`] | words, the catalogue of errors, the seams, generated code, metrics, bugs for tests of the tests |
 //!
 //! The pure layer sees no clock, randomness, task, socket or file. `openraft` appears only in [`raft`]. Time, randomness,
 //! tasks, network and storage are handed in ([`mod@env`], [`transport::Transport`], [`log::LogEngine`],
@@ -75,6 +75,7 @@
 pub mod env;
 pub mod error;
 pub mod key;
+pub mod plant;
 pub mod proto;
 pub mod telemetry;
 // Layer 1: pure logic.

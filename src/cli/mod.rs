@@ -74,6 +74,11 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    #[cfg(feature = "planted")]
+    if let Err(error) = crate::plant::set_from_env() {
+        eprintln!("{error}");
+        return ExitCode::from(failure::USAGE);
+    }
     let mut output = Output::stdout(cli.options.output);
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -9,13 +9,14 @@
 
 use super::{
     query::Serve,
-    router::{Caller, Router},
+    router::{Caller, Router, session_mut},
 };
 use crate::{
     env,
     error::{Code, Error, Outcome, Reason},
     key::{NodeId, PartitionId},
     placement::{Map, Partition},
+    plant::{Bug, planted},
     proto::v1::{self, reply, request},
 };
 use std::{
@@ -184,6 +185,13 @@ impl<C: Caller> Router<C> {
             (None, false) => left / 4,
         };
         let deadline = (now + share.max(ATTEMPT_MIN)).min(job.deadline);
+        if tries.attempts > 1 && planted(Bug::RetryRenumbered) {
+            let mut op = job.op.clone();
+            if let Some(Some(session)) = session_mut(&mut op) {
+                session.sequence += u64::from(tries.attempts) << 32;
+            }
+            return self.ask(partition, node, (&op, job.tokens), deadline).await;
+        }
         self.ask(partition, node, (job.op, job.tokens), deadline).await
     }
 
@@ -344,6 +352,9 @@ impl Tries {
         match job.effect {
             Effect::Read => Error { outcome: None, ..error },
             Effect::WriteForCaller if error.reason == Reason::SessionExpired => error.outcome(Outcome::Unknown),
+            Effect::Write | Effect::WriteForCaller if planted(Bug::UnknownToldAsNotApplied) => {
+                error.outcome(Outcome::NotApplied)
+            }
             Effect::Write | Effect::WriteForCaller if self.ambiguous && !is_settled(error.reason) => Error {
                 metadata: error.metadata,
                 ..Error::new(

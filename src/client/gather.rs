@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Outcome, Reason},
     key::{Layout, PartitionId, Span, printable},
     placement::Map,
+    plant::{Bug, planted},
     proto::v1::{self, batch_item, batch_item_reply, reply, request},
 };
 use bytes::Bytes;
@@ -182,6 +183,9 @@ impl<C: Caller> Router<C> {
                     cursor.stitch.answer(ask.cell, &covered, part.rows)?;
                     reply.reads.extend(part.reads);
                 }
+                Err(error) if is_unavailable(error.reason) && planted(Bug::ScanSkipsSilently) => {
+                    cursor.stitch.skip(ask.cell);
+                }
                 Err(error) if cursor.skips && is_unavailable(error.reason) => {
                     let skipped = cursor.stitch.skip(ask.cell).unwrap_or_else(|| ask.span.clone());
                     let partition = query::partition_at(&map, cursor.space.id, &ask.edge);
@@ -197,7 +201,10 @@ impl<C: Caller> Router<C> {
         drop(flight);
         cursor.stitch.release();
         reply.rows = page.rows;
-        if let Some(rest) = cursor.stitch.rest() {
+        if let Some(mut rest) = cursor.stitch.rest() {
+            if let Some(row) = reply.rows.last().filter(|_| !cursor.reverse && planted(Bug::PageRepeatsRow)) {
+                rest.start = row.key.clone();
+            }
             let position = Position { rest, limit: cursor.stitch.limit() };
             reply.next_page_token = page::encode(&cursor.query(), &position);
         }

@@ -453,7 +453,7 @@ fn single_of(op: &request::Op) -> Option<(&str, &Bytes)> {
     })
 }
 
-fn session_mut(op: &mut request::Op) -> Option<&mut Option<v1::WriteSession>> {
+pub(crate) fn session_mut(op: &mut request::Op) -> Option<&mut Option<v1::WriteSession>> {
     use request::Op;
     Some(match op {
         Op::Put(put) => &mut put.session,

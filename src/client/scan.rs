@@ -12,6 +12,7 @@
 use crate::{
     error::{Error, Reason},
     key::{Layout, Span, Tokens, successor},
+    plant::{Bug, planted},
     proto::v1::Row,
 };
 use bytes::Bytes;
@@ -179,6 +180,9 @@ impl Stitch {
         let mut full = false;
         while let Some(head) = heads.pop() {
             full = page.rows.len() >= rows_max || page.bytes >= bytes_max;
+            if !head.row && !full && planted(Bug::ScanOutOfOrder) {
+                continue;
+            }
             if full || !head.row || self.limit == Some(0) {
                 break;
             }

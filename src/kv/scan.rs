@@ -4,6 +4,7 @@ use super::bounds::{NotOwned, Part};
 use super::store::Store;
 use super::table::Row;
 use crate::key::{Span, Tokens, successor};
+use crate::plant::{Bug, planted};
 use bytes::Bytes;
 
 /// Most rows that one page looks at, whatever it is asked for: readers hold writers up for no longer.
@@ -66,7 +67,11 @@ impl Store {
             return Ok(page);
         }
         let rows = self.table().range(&part.span);
-        let cut = if spec.reverse { page.fill(spec, &part, rows.rev()) } else { page.fill(spec, &part, rows) };
+        let cut = if spec.reverse {
+            page.fill(spec, &part, rows.rev().skip(usize::from(planted(Bug::ReverseSkipsFirst))))
+        } else {
+            page.fill(spec, &part, rows)
+        };
         if let Some(last) = cut {
             page.more = true;
             if spec.reverse {
@@ -98,7 +103,7 @@ impl Page {
                 bytes += (key.len() + if spec.keys_only { 0 } else { row.value.len() }) as u64;
                 let full = self.count == rows_max || (bytes > spec.bytes_max && self.count > 0 && !spec.count_only);
                 if full {
-                    return last;
+                    return if planted(Bug::PageSkipsRow) { Some(key) } else { last };
                 }
                 self.count += 1;
                 if !spec.count_only {

@@ -14,6 +14,7 @@ use super::codec::{DecodeError, Reader, Sink, mix, put_u64, put_varint};
 use super::command::Session;
 use super::reply::{self, Answer, Refusal};
 use crate::key::{Version, version_at};
+use crate::plant::{Bug, planted};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -182,7 +183,8 @@ impl Sessions {
     pub(super) fn admit(&self, session: &Session, now: Version) -> Result<(), Refusal> {
         let known = self.clients.get(&session.client);
         let floor = known.map_or(1, |client| client.floor).max(session.acknowledged_below);
-        if session.sequence < floor || (known.is_none() && session.opened <= self.horizon) {
+        let below = session.sequence < floor && !planted(Bug::LateDuplicateApplied);
+        if below || (known.is_none() && session.opened <= self.horizon) {
             return Err(Refusal::SessionExpired { horizon: self.horizon });
         }
         if known.is_none() && session.opened > now.saturating_add(version_at(SESSION_AHEAD_MAX_MS)) {
@@ -194,6 +196,9 @@ impl Sessions {
     /// Remembers the answer of an admitted write, and forgets what the limits demand.
     pub(super) fn record(&mut self, session: &Session, fingerprint: u64, answer: Answer, now: Version) {
         let id = session.client;
+        if planted(Bug::LateDuplicateApplied) && self.clients.get(&id).is_some_and(|c| session.sequence < c.floor) {
+            return; // A snapshot that held its answer could not be restored.
+        }
         let client = Arc::make_mut(self.clients.entry(id).or_insert_with(|| {
             self.by_use.insert((now, id));
             let replies = VecDeque::with_capacity(1);

@@ -8,6 +8,7 @@ use super::session::{SessionLimits, Sessions};
 use super::snapshot::Freeze;
 use super::table::{Row, Table};
 use crate::key::{Layout, Span, Tokens, Version};
+use crate::plant::{Bug, planted};
 use bytes::Bytes;
 
 /// How a partition begins. Equal on every replica of it; afterwards it is part of the state.
@@ -75,7 +76,8 @@ impl Store {
         assert!(index > self.applied, "entry {index} after {} was applied: entries are applied once", self.applied);
         self.applied = index;
         // The next version is one above: at least the stamp.
-        self.last_version = self.last_version.max(command.stamp.saturating_sub(1));
+        let stamp = command.stamp.saturating_sub(1);
+        self.last_version = if planted(Bug::VersionsGoBack) { stamp } else { self.last_version.max(stamp) };
         self.sessions.expire(self.last_version);
         command.writes.iter().map(|write| self.apply_write(write)).collect()
     }
@@ -87,7 +89,15 @@ impl Store {
         };
         let fingerprint = write.op.fingerprint();
         // What was answered here is answered again even if its keys have moved since: only this table may know.
-        if let Some(answer) = self.sessions.recall(session, fingerprint, self.last_version) {
+        if !planted(Bug::DedupeDisabled)
+            && let Some(mut answer) = self.sessions.recall(session, fingerprint, self.last_version)
+        {
+            if let Op::Single(item) = &write.op
+                && planted(Bug::RetryJudgedAgain)
+                && matches!(self.decide(item), Ok(None))
+            {
+                answer = Ok(Done::Single(self.unmet(item)));
+            }
             let replayed = answer.as_ref().err().is_none_or(Refusal::is_final);
             return Reply { answer, replayed };
         }
@@ -147,6 +157,9 @@ impl Store {
             }
         }
         if !met {
+            if planted(Bug::BatchHalfApplied) {
+                self.perform_first(items);
+            }
             return Ok(Done::Batch { applied: false, items: items.iter().map(|item| self.unmet(item)).collect() });
         }
         if let Some(refusal) = refused {
@@ -155,6 +168,15 @@ impl Store {
         let version = self.next_version();
         let items = items.iter().zip(steps).map(|(item, step)| self.take(item, step, version)).collect();
         Ok(Done::Batch { applied: true, items })
+    }
+
+    /// Does the items before the first one that cannot be done.
+    fn perform_first(&mut self, items: &[Item]) {
+        for item in items {
+            let Ok(Some(step)) = self.decide(item) else { return };
+            let version = self.next_version();
+            self.take(item, step, version);
+        }
     }
 
     /// What an item would do; `None` when its condition does not hold.
@@ -167,7 +189,7 @@ impl Store {
             Condition::Version(version) => row.is_some_and(|row| row.version == *version),
             Condition::Value(value) => row.is_some_and(|row| row.value == *value),
         };
-        if !met {
+        if !met && !planted(Bug::ConditionIgnored) {
             return Ok(None);
         }
         // Refusals are remembered: their key must not keep the entry alive.

@@ -16,6 +16,7 @@ use super::{Done, LogEngine, NodeMeta, Record, Recovered, extent::Extent};
 use crate::{
     env,
     key::{PartitionId, ReplicaId},
+    plant::{Bug, planted},
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -208,6 +209,12 @@ impl MemoryLog {
             return;
         }
         let fault = disk.fail_next.take();
+        if fault.is_some() && planted(Bug::FsyncErrorIgnored) {
+            let batch: Vec<Waiting> = disk.waiting.drain(..count).collect();
+            drop(disk);
+            batch.into_iter().for_each(|lost| finish(lost.place, Ok(()), lost.done));
+            return;
+        }
         if disk.full || fault.is_some() {
             let kept = if fault == Some(FailedSync::Kept) { count } else { 0 };
             self.fail(&mut disk, kept);
@@ -365,7 +372,12 @@ impl LogEngine for MemoryLog {
 
     /// What is durable; of a simulated disk only what was synced.
     fn recover(&self) -> io::Result<BTreeMap<Place, Recovered>> {
-        let disk = self.disk.lock();
+        let mut disk = self.disk.lock();
+        for replica in disk.durable.values_mut().filter(|_| planted(Bug::DamageTakenForTornTail)) {
+            if let Some(from) = replica.rotten.take() {
+                replica.apply(&Record::Truncate { from })?;
+            }
+        }
         if let Some((place, index)) = disk.durable.iter().find_map(|(place, replica)| Some((*place, replica.rotten?))) {
             let why = format!("simulated log: damaged: {}", entry_at(place, index));
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));

@@ -18,13 +18,14 @@ use super::{
 use crate::{
     env,
     key::{NodeId, PartitionId, Replica, ReplicaId},
+    plant::{Bug, planted},
     transport::{
         Kind,
         endpoint::{CallError, Endpoint},
     },
 };
 use openraft::{
-    LinearizerOption, ReadPolicy,
+    LinearizerOption, ReadPolicy, ServerState,
     errors::{LinearizableReadError, RaftError},
 };
 use parking_lot::Mutex;
@@ -107,8 +108,11 @@ impl Batch {
         if begin {
             let batch = Arc::clone(self);
             env::spawn(async move {
-                while let Some(these) = batch.take() {
+                while let Some(mut these) = batch.take() {
                     let confirmed = round().await;
+                    if planted(Bug::ReadJoinsRoundUnderWay) {
+                        these.append(&mut batch.0.lock().next);
+                    }
                     for tx in these {
                         // Some may have given up.
                         let _ = tx.send(confirmed);
@@ -187,6 +191,13 @@ impl Barriers {
             Level::ReadIndex => ReadPolicy::ReadIndex.into(),
             Level::Lease => LinearizerOption::new(Some(self.lease * LEASE_TENTHS / 10), true),
         };
+        let trusted = match level {
+            Level::ReadIndex => planted(Bug::ReadIndexUnconfirmed),
+            Level::Lease => planted(Bug::LeaseNeverExpires),
+        };
+        if trusted && let Some(at) = committed_as_leader(&self.raft) {
+            return Ok(at);
+        }
         let raft = self.raft.clone();
         let round = move || {
             let (raft, option) = (raft.clone(), option.clone());
@@ -217,6 +228,13 @@ impl Barriers {
         };
         outcome(self.batches.others[level as usize].join(round), deadline).await
     }
+}
+
+/// What is committed, as whoever believes that it leads knows.
+fn committed_as_leader(raft: &Raft) -> Option<LogId> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow();
+    metrics.local_committed.filter(|_| metrics.state == ServerState::Leader)
 }
 
 async fn confirm_once(raft: &Raft, option: LinearizerOption) -> Confirmed {

@@ -14,6 +14,7 @@ use crate::{
     error::Outcome,
     key::{NodeId, PartitionId, Replica, ReplicaId},
     log::Recovered,
+    plant::{Bug, planted},
 };
 use bytes::Bytes;
 use openraft::{
@@ -291,7 +292,9 @@ impl<M: Machine> Group<M> {
             return Err(BarrierError::Stopped);
         }
         let at = running.barriers.point(level, deadline).await?;
-        self.wait_applied(at.index, deadline).await?;
+        if !planted(Bug::ReadBeforeApplied) {
+            self.wait_applied(at.index, deadline).await?;
+        }
         Ok(ReadPoint { index: at.index, term: at.leader_id.term, role: self.role() })
     }
 
@@ -324,8 +327,13 @@ impl<M: Machine> Group<M> {
 
     /// Notes the time, passes a barrier, and knows then that nothing acknowledged before that time is missing.
     async fn refresh(&self, deadline: Instant) -> Result<Duration, BarrierError> {
-        let at = self.0.running.hub.clock.elapsed();
-        self.barrier(Level::ReadIndex, deadline).await?;
+        let mut at = self.0.running.hub.clock.elapsed();
+        if !planted(Bug::FreshWithoutProof) {
+            self.barrier(Level::ReadIndex, deadline).await?;
+        }
+        if planted(Bug::FreshNotedLate) {
+            at = self.0.running.hub.clock.elapsed();
+        }
         let mut fresh = self.0.fresh.at.lock();
         *fresh = (*fresh).max(Some(at));
         Ok(at)

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     key::{PartitionId, ReplicaId},
     log::{LogEngine, Record, Recovered},
+    plant::{Bug, planted},
 };
 use futures_util::{Stream, stream};
 use openraft::{
@@ -142,6 +143,9 @@ impl Log {
         }
         // The hint is not synced with the entries: it counts only if what it speaks of survived.
         live.committed = live.committed.filter(|hint| live.contains(hint));
+        if planted(Bug::RestartAppliesUncommitted) {
+            live.committed = live.last();
+        }
         Ok(Self(Arc::new(Shared { group, replica, engine, live: Mutex::new(live) })))
     }
 
@@ -235,6 +239,10 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        if planted(Bug::VoteNotPersisted) {
+            self.0.live.lock().vote = Some(*vote);
+            return Ok(());
+        }
         let (durable, wait) = oneshot::channel();
         let done = move |result| drop(durable.send(result));
         self.submit(Record::Vote(codec::store_vote(vote)), Some(Box::new(done)));
@@ -271,8 +279,16 @@ impl RaftLogStorage<Types> for Log {
             }
         }
         match first {
+            Some(first) if planted(Bug::AckBeforeFsync) => {
+                self.submit(Record::Append { first, entries: stored }, None);
+                callback.io_completed(Ok(()));
+            }
             Some(first) => {
-                let done = move |result| callback.io_completed(result);
+                let done = move |result: io::Result<()>| {
+                    callback.io_completed(
+                        result.or_else(|error| if planted(Bug::FsyncErrorIgnored) { Ok(()) } else { Err(error) }),
+                    );
+                };
                 self.submit(Record::Append { first, entries: stored }, Some(Box::new(done)));
             }
             None => callback.io_completed(Ok(())),
@@ -293,13 +309,16 @@ impl RaftLogStorage<Types> for Log {
         Ok(())
     }
 
-    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+    async fn purge(&mut self, mut log_id: LogId) -> io::Result<()> {
         {
             let mut live = self.0.live.lock();
             let offset = live.offset(log_id.index + 1);
             let cut: u64 = live.entries.drain(..offset).map(|entry| cost(&entry)).sum();
             live.bytes -= cut;
             live.purged = live.purged.max(Some(log_id));
+            if let Some(last) = live.last().filter(|_| planted(Bug::PurgeBeyondSnapshot)) {
+                log_id = last;
+            }
         }
         self.submit(Record::Purge { upto: log_id.index, marker: codec::store_log_id(&log_id) }, None);
         Ok(())

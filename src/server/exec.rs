@@ -17,6 +17,7 @@ use crate::{
     key::{PartitionId, Tokens},
     kv::{self, ScanSpec},
     node::{Node, Partition, config::Limits},
+    plant::{Bug, planted},
     proto::v1,
     telemetry,
 };
@@ -304,6 +305,7 @@ impl Call<'_> {
     fn write_info(&self, at: crate::raft::LogPosition, version: u64, replayed: bool) -> v1::WriteInfo {
         let map = self.node.routing().map();
         let epoch = map.partition(self.partition.id).map(|partition| partition.epoch).unwrap_or_default();
+        let seen = Seen { index: at.index - u64::from(planted(Bug::WriteTokenEarly)), version };
         v1::WriteInfo {
             partition: self.partition.id.0,
             epoch: Some(v1::Epoch { bounds: epoch.bounds, members: epoch.members }),
@@ -311,7 +313,7 @@ impl Call<'_> {
             log_index: at.index,
             node: self.node.id().0,
             replayed,
-            session_token: SessionToken::of(self.partition.id, Seen { index: at.index, version }).encode(),
+            session_token: SessionToken::of(self.partition.id, seen).encode(),
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     error::{Error, Reason},
     key::PartitionId,
     node::{Node, Partition},
+    plant::{Bug, planted},
     proto::v1,
     raft::{BarrierError, Level as BarrierLevel},
     telemetry,
@@ -40,6 +41,9 @@ impl Choice {
             Error::field("options.consistency", message)
         })?;
         match consistency {
+            v1::Consistency::Unspecified | v1::Consistency::Linearizable if planted(Bug::LinearizableWeakened) => {
+                Ok(Self::Eventual)
+            }
             v1::Consistency::Unspecified | v1::Consistency::Linearizable => Ok(Self::Linearizable),
             v1::Consistency::Lease => Ok(Self::Lease),
             v1::Consistency::Bounded => match options.max_staleness_ms {
@@ -76,6 +80,7 @@ impl ReadPoint {
         use v1::staleness::Known;
         let known = match self.staleness {
             Stale::None => Known::None(true),
+            Stale::AtMost(_) if planted(Bug::StalenessClaimedZero) => Known::AtMostUs(0),
             // Rounded up: a reply never claims less than it has.
             Stale::AtMost(at_most) => Known::AtMostUs(at_most.as_nanos().div_ceil(1_000) as u64),
             Stale::Unknown => Known::Unknown(true),
@@ -127,7 +132,8 @@ pub(crate) async fn reach(
             (v1::Consistency::Bounded, Stale::AtMost(staleness))
         }
         Choice::Session(token) => {
-            let index = token.seen(partition.id).map_or(0, |seen| seen.index);
+            let seen = token.seen(partition.id).filter(|_| !planted(Bug::SessionTokenIgnored));
+            let index = seen.map_or(0, |seen| seen.index);
             group.wait_applied(index, deadline).await.map_err(|_| {
                 let applied = group.applied().index;
                 let message = format!(
