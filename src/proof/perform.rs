@@ -10,7 +10,7 @@ use super::{
     door::Door,
     history::{Event, Failure, Kind, Mode, Process, ReadMode},
     recorder::Recorder,
-    wire::{Op, Scan, Written, served},
+    wire::{Op, Scan, Written, served, served_all},
     workload::{Settings, Workload},
 };
 use crate::{
@@ -277,8 +277,8 @@ impl Client {
             let request = op.request(&self.settings.keyspace, None, self.token(), token.clone());
             let error = match self.doors[door].ask(request, deadline).await {
                 Ok(reply::Result::Scan(page)) => {
-                    let srv = page.reads.first().map(|read| served(read, None));
-                    event.srv = event.srv.take().or_else(|| srv.clone());
+                    let srv = served_all(page.reads.iter().map(|read| served(read, None)));
+                    event.srv = served_all(event.srv.take().into_iter().chain(srv.clone()));
                     pages.push(json!({"n": page.rows.len(), "srv": srv}));
                     rows.extend(page.rows);
                     if event.session.is_some() {

@@ -193,6 +193,15 @@ pub(crate) fn served(read: &v1::ReadInfo, version: Option<u64>) -> Served {
     }
 }
 
+/// Who served a read that was put together from several: the first, but as stale as the stalest.
+pub(crate) fn served_all(parts: impl IntoIterator<Item = Served>) -> Option<Served> {
+    parts.into_iter().reduce(|first, next| Served {
+        lag_ms: first.lag_ms.zip(next.lag_ms).map(|(one, other)| one.max(other)),
+        degraded: first.degraded.or(next.degraded),
+        ..first
+    })
+}
+
 fn served_write(reply: &v1::WriteReply) -> Option<Served> {
     let info = reply.info.as_ref()?;
     Some(Served {

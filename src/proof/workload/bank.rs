@@ -12,7 +12,7 @@ use rand::RngExt as _;
 use std::collections::BTreeMap;
 
 /// What every account begins with.
-const OPENING: i64 = 100;
+pub(super) const OPENING: i64 = 100;
 /// Accounts at most: one page holds them, and few transfers meet.
 const ACCOUNTS_MAX: u32 = 40;
 /// Transfers that first look at the accounts; others trust what was last seen.
@@ -23,26 +23,12 @@ const LOOK_SHARE: f64 = 0.5;
 pub(super) struct Bank {
     accounts: Vec<String>,
     /// What accounts were last seen to hold.
-    seen: Mutex<BTreeMap<String, String>>,
+    seen: Mutex<BTreeMap<String, i64>>,
 }
 
 /// From the first possible account to the first key after them.
 pub(super) fn range() -> (String, String) {
     ("bank/".to_owned(), "bank0".to_owned())
-}
-
-/// A balance that nobody has written before.
-fn balance(client: &mut Client, amount: i64) -> String {
-    format!("{amount}#{}", client.fresh_value())
-}
-
-/// What an account begins with.
-pub(super) fn opening_balance(client: &mut Client) -> String {
-    balance(client, OPENING)
-}
-
-fn amount_of(balance: &str) -> Option<i64> {
-    balance.split_once('#')?.0.parse().ok()
 }
 
 impl Bank {
@@ -71,8 +57,9 @@ impl Bank {
         let kvs = seen.value.get("kvs").and_then(|kvs| kvs.as_array()).into_iter().flatten();
         let mut last = self.seen.lock();
         for kv in kvs {
-            if let (Some(account), Some(balance)) = (kv[0].as_str(), kv[1].as_str()) {
-                last.insert(account.to_owned(), balance.to_owned());
+            if let (Some(account), Some(balance)) = (kv[0].as_str(), kv[1].as_str().and_then(|text| text.parse().ok()))
+            {
+                last.insert(account.to_owned(), balance);
             }
         }
     }
@@ -82,26 +69,22 @@ impl Bank {
         let to = (from + client.rng.random_range(1..self.accounts.len())) % self.accounts.len();
         let amount = client.rng.random_range(1..=10);
         let (from, to) = (&self.accounts[from], &self.accounts[to]);
-        let (old_from, old_to) = {
+        let (rich, poor) = {
             let seen = self.seen.lock();
-            (seen[from].clone(), seen[to].clone())
+            let (Some(rich), Some(poor)) = (seen.get(from), seen.get(to)) else { return };
+            (*rich, *poor)
         };
-        let (Some(rich), Some(poor)) = (amount_of(&old_from), amount_of(&old_to)) else { return };
-        let mut swaps = [
-            Swap { key: from.clone(), old: old_from, new: balance(client, rich - amount) },
-            Swap { key: to.clone(), old: old_to, new: balance(client, poor + amount) },
-        ];
+        let swap =
+            |key: &String, old: i64, new: i64| Swap { key: key.clone(), old: old.to_string(), new: new.to_string() };
+        let mut swaps = [swap(from, rich, rich - amount), swap(to, poor, poor + amount)];
         if client.rng.random_bool(0.5) {
             swaps.reverse();
         }
         let done = client.perform(&Op::Batch(swaps.to_vec())).await;
         let mut seen = self.seen.lock();
-        for swap in swaps {
-            if done.kind == Kind::Ok {
-                seen.insert(swap.key, swap.new);
-            }
-        }
-        if done.error.is_some() {
+        if done.kind == Kind::Ok {
+            seen.extend([(from.clone(), rich - amount), (to.clone(), poor + amount)]);
+        } else {
             // Somebody was faster, or may have been: look again before the next transfer.
             seen.clear();
         }

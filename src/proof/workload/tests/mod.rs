@@ -5,7 +5,6 @@ mod model;
 use super::*;
 use crate::proof::history::{self, Event};
 use model::{Lie, doors};
-use serde_json::Value as Json;
 use std::collections::BTreeMap;
 
 /// How long a workload runs: many operations of each kind.
@@ -39,11 +38,8 @@ fn check_form(events: &[Event]) {
         if event.kind == Kind::Invoke {
             assert!(open.insert(event.process, event.clone()).is_none(), "{event:?} while another is open");
             let values = match (event.f.as_str(), &event.value) {
-                ("write", value) => vec![value.clone()],
+                ("write", value) if event.phase != Phase::Load => vec![value.clone()],
                 ("cas", value) => vec![value[1].clone()],
-                ("batch", Json::Array(parts)) => {
-                    parts.iter().filter(|part| part[0] == "w").map(|part| part[2].clone()).collect()
-                }
                 _ => Vec::new(),
             };
             for value in values.iter().filter(|value| !value.is_null()) {
