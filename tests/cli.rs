@@ -230,3 +230,30 @@ fn without_a_cluster_the_command_says_what_to_do() {
         "{stderr}"
     );
 }
+
+#[test]
+fn histories_are_judged_without_a_cluster() {
+    let judged = |words: &[&str]| {
+        let histories = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/histories");
+        let output = Command::new(env!("CARGO_BIN_EXE_meridian"))
+            .args(["check", "-o", "json"])
+            .args(words)
+            .current_dir(histories)
+            .output()
+            .unwrap();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let verdicts: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (output.status.code().unwrap(), verdicts, String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, verdicts, _) = judged(&["good.jsonl", "bounded_ok.jsonl"]);
+    assert_eq!(code, 0, "{verdicts:?}");
+    assert!(verdicts.len() >= 5 && verdicts.iter().all(|verdict| verdict["valid"] == "true"), "{verdicts:?}");
+    let (code, verdicts, stderr) = judged(&["stale.jsonl"]);
+    assert_eq!((code, stderr.contains("violated")), (1, true), "{stderr}");
+    let linear = verdicts.iter().find(|verdict| verdict["checker"] == "linear").unwrap();
+    assert_eq!((&linear["valid"], &linear["violations"][0]["key"]), (&"false".into(), &"a".into()));
+    let (code, verdicts, stderr) = judged(&["good.jsonl", "--workload", "counter"]);
+    assert_eq!((code, stderr.contains("unknown")), (1, true), "{verdicts:?} {stderr}");
+    let (code, _, stderr) = judged(&["nowhere.jsonl"]);
+    assert_eq!((code, stderr.contains("nowhere.jsonl")), (2, true), "{stderr}");
+}

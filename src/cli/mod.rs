@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod bulk;
+pub mod check;
 pub mod cluster;
 pub mod config;
 pub mod demo;
@@ -66,6 +67,8 @@ enum Command {
     /// Measure how fast the cluster answers
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Judge recorded histories
+    Check(check::Check),
     /// Print the version
     Version,
 }
@@ -111,6 +114,7 @@ async fn run(cli: Cli, output: &mut Output) -> Result<(), Failure> {
         Command::Node(command) => cluster::node(&command, &options, output).await,
         Command::Partition(command) => cluster::partition(&command, &options, output).await,
         Command::Bench(command) => bench::run(command, &options, output).await,
+        Command::Check(args) => check::run(&args, output),
         Command::Version => match output.format {
             Format::Json => output.json(&serde_json::json!({ "version": env!("CARGO_PKG_VERSION") })),
             Format::Table | Format::Plain => output.line(concat!("meridian ", env!("CARGO_PKG_VERSION"))),
@@ -171,6 +175,8 @@ mod tests {
             "partition show 500 --keyspace ids",
             "bench mixed --clients 8 --seconds 1 --read-percent 50 -o json",
             "bench scan --rows 10 --keys 100",
+            "check out",
+            "check out/history.jsonl other.jsonl --workload levels -o json",
             "version",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
@@ -203,6 +209,8 @@ mod tests {
             "kv incr k x",
             "dev --nodes 0",
             "bench get --clients 0",
+            "check",
+            "check out --workload other",
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), i32::from(failure::USAGE), "{line}");

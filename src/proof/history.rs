@@ -76,6 +76,14 @@ pub enum Mode {
     Eventual,
 }
 
+impl Mode {
+    /// Whether it sees every write acknowledged before.
+    #[must_use]
+    pub fn is_strong(self) -> bool {
+        matches!(self, Self::Linearizable | Self::Lease)
+    }
+}
+
 /// How a read was to be served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ReadMode {
