@@ -97,7 +97,12 @@ impl Node {
 
     async fn open<M: Machine>(&self, id: PartitionId, replica: Replica, machine: M) -> Result<Group<M>, Error> {
         let found = self.recovered.lock().remove(&(id, replica.id)).unwrap_or_default();
-        Group::open(&self.raft, id, replica.id, &found, machine).await.map_err(explain)
+        let opened = Group::open(&self.raft, id, replica.id, &found, machine).await;
+        if opened.is_err() {
+            // The next try must find it too: a replica opened without its vote and its log has forgotten its promises.
+            self.recovered.lock().insert((id, replica.id), found);
+        }
+        opened.map_err(explain)
     }
 
     /// While a partition is being created, its initializer's node gives the group its first members.
@@ -163,4 +168,101 @@ async fn destroy<M: Machine>(group: &Group<M>) {
 
 fn explain(error: OpenError) -> Error {
     Error::new(Reason::Corrupt, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Parts, *};
+    use crate::{
+        env::{Scope, SystemClock},
+        key::{NodeId, ReplicaId},
+        log::{
+            LogEngine as _,
+            memory::MemoryLog,
+            snapshots::{MemorySnapshots, SnapshotHandle, SnapshotStore, SnapshotWriter},
+        },
+        placement::RegisterNode,
+        raft::{RaftConfig, RaftHub},
+        transport::{endpoint::Endpoint, memory::MemoryNetwork},
+    };
+    use std::{
+        io,
+        sync::atomic::{AtomicU32, Ordering},
+    };
+    use tokio::time::Instant;
+
+    /// A store that cannot be read a few times.
+    struct Moody(MemorySnapshots, AtomicU32);
+
+    impl SnapshotStore for Moody {
+        fn create(&self, group: PartitionId, replica: ReplicaId) -> io::Result<Box<dyn SnapshotWriter>> {
+            self.0.create(group, replica)
+        }
+
+        fn latest(&self, group: PartitionId, replica: ReplicaId) -> io::Result<Option<SnapshotHandle>> {
+            let left = self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            if left.is_ok() { Err(io::Error::other("too many open files")) } else { self.0.latest(group, replica) }
+        }
+
+        fn remove(&self, group: PartitionId, replica: ReplicaId) -> io::Result<()> {
+            self.0.remove(group, replica)
+        }
+
+        fn list(&self) -> io::Result<Vec<(PartitionId, ReplicaId)>> {
+            self.0.list()
+        }
+
+        fn blocking(&self) -> bool {
+            false
+        }
+    }
+
+    fn start(log: &Arc<MemoryLog>, snapshots: Moody, map: Map) -> Arc<Node> {
+        let network = MemoryNetwork::new(1);
+        let endpoint = Endpoint::new(NodeId(1), network.port(NodeId(1)));
+        network.attach(NodeId(1), Arc::clone(&endpoint) as _);
+        let clock = Arc::new(SystemClock);
+        let (engine, config) = (Arc::clone(log) as _, RaftConfig::default());
+        let raft =
+            RaftHub::new(Arc::clone(&endpoint), engine, Arc::new(snapshots), Arc::clone(&clock) as _, config).unwrap();
+        let recovered = log.recover().unwrap();
+        Node::start(Parts { clock, endpoint, raft, recovered, map, keep_map: Box::new(|_| Ok(())) })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_cannot_be_opened_at_once_has_forgotten_nothing_when_it_can() {
+        let log = Arc::new(MemoryLog::immediate());
+        let scope = Scope::seeded(1);
+        let log_here = Arc::clone(&log);
+        let first = async move {
+            let node = start(&log_here, Moody(MemorySnapshots::default(), 0.into()), Map::default());
+            let process = RegisterNode {
+                cluster_id: "c".into(),
+                uuid: "00000000-0000-4000-8000-000000000001".into(),
+                address: "node-1:7170".into(),
+                zone: String::new(),
+                weight_milli: 1_000,
+                previous: Some(NodeId(1)),
+                ephemeral: false,
+            };
+            let deadline = Instant::now() + Duration::from_secs(30);
+            node.found("c".into(), process, 1, deadline).await.unwrap();
+            node.map_at_least(1).await;
+            let last = node.driver_group().unwrap().status().last_log;
+            (Map::clone(&node.routing().map()), last)
+        };
+        let (map, last) = scope.run(first).await;
+        scope.abort_all();
+        while scope.live_tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let second = async move {
+            let node = start(&log, Moody(MemorySnapshots::default(), 3.into()), map);
+            sleep(5 * RETRY_EVERY).await;
+            let group = node.driver_group().expect("opened in the end");
+            assert!(group.status().last_log >= last, "{:?}", group.status());
+            assert!(group.is_leader(), "the only member leads");
+        };
+        Scope::seeded(2).run(second).await;
+    }
 }
