@@ -51,6 +51,9 @@ const MAINTENANCE_EVERY: Duration = Duration::from_secs(5);
 /// How long a snapshot may take before its slot is given to another replica.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
 
+/// How long openraft may take to know of a snapshot that has been taken; it never does of one that could not be.
+const KNOWN_DEADLINE: Duration = Duration::from_secs(5);
+
 /// How long openraft may take to let go of a machine once its core has stopped.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -276,7 +279,7 @@ impl Running {
                 metrics.changed().await.ok()?;
             }
         };
-        timeout_at(deadline, known).await.ok()?
+        timeout_at(deadline.min(Instant::now() + KNOWN_DEADLINE), known).await.ok()?
     }
 
     /// Cuts what is both in the snapshot and not worth keeping.

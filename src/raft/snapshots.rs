@@ -41,6 +41,8 @@ pub(super) enum Content {
     Stored(SnapshotHandle),
     /// One that was received and decoded, and is stored when Raft accepts it.
     Received(Received),
+    /// None: it could not be taken.
+    Nothing,
 }
 
 /// A snapshot with its content.
@@ -195,6 +197,7 @@ impl Vault {
                 self.finish(writer, meta).await?;
                 cell.replace(restored, at);
             }
+            Content::Nothing => return Err(io::Error::other("there is no snapshot to install")),
         }
         self.since.store(0, Ordering::Release);
         self.settled.notify_waiters();
@@ -231,6 +234,24 @@ impl Taker {
         Some(Self { cell: Arc::clone(cell), vault: Arc::clone(vault), meta, generation })
     }
 
+    async fn take(&mut self) -> io::Result<Snapshot> {
+        let mut writer = self.vault.create().await?;
+        loop {
+            match self.cell.freeze_next(self.generation, CHUNK_BYTES) {
+                Frozen::Chunk(chunk) => writer = self.vault.write(writer, framed(chunk)).await?,
+                Frozen::End => break,
+                Frozen::Replaced => return self.overtaken().await,
+            }
+            tokio::task::yield_now().await;
+        }
+        let _turn = self.vault.replacing.lock().await;
+        if self.vault.closed.load(Ordering::Acquire) || self.cell.generation() != self.generation {
+            return self.overtaken().await;
+        }
+        let handle = self.vault.finish(writer, &self.meta).await?;
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: Content::Stored(handle) })
+    }
+
     async fn overtaken(&self) -> io::Result<Snapshot> {
         self.vault.latest().await?.ok_or_else(|| io::Error::other("the replica is stopping"))
     }
@@ -247,22 +268,15 @@ impl Drop for Taker {
 impl RaftSnapshotBuilder<Types> for Taker {
     type SnapshotData = Content;
 
+    /// Never an error: that would stop the replica for good, while a log without a new snapshot only grows. It is tried
+    /// again when the log is looked at next.
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let mut writer = self.vault.create().await?;
-        loop {
-            match self.cell.freeze_next(self.generation, CHUNK_BYTES) {
-                Frozen::Chunk(chunk) => writer = self.vault.write(writer, framed(chunk)).await?,
-                Frozen::End => break,
-                Frozen::Replaced => return self.overtaken().await,
-            }
-            tokio::task::yield_now().await;
-        }
-        let _turn = self.vault.replacing.lock().await;
-        if self.vault.closed.load(Ordering::Acquire) || self.cell.generation() != self.generation {
-            return self.overtaken().await;
-        }
-        let handle = self.vault.finish(writer, &self.meta).await?;
-        Ok(Snapshot { meta: self.meta.clone(), snapshot: Content::Stored(handle) })
+        Ok(self.take().await.unwrap_or_else(|error| {
+            let (group, replica) = (self.vault.group, self.vault.replica);
+            tracing::error!(%group, %replica, %error, "no snapshot could be taken; the log grows until one can");
+            self.vault.since.fetch_max(self.vault.mark.load(Ordering::Acquire), Ordering::AcqRel);
+            Snapshot { meta: SnapshotMeta::default(), snapshot: Content::Nothing }
+        }))
     }
 }
 

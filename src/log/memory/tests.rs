@@ -162,7 +162,7 @@ async fn the_disk_task_syncs_what_waits_and_takes_its_time() {
         let log = log.clone();
         async move { log.run(SyncTime::default()).await }
     });
-    let start = tokio::time::Instant::now();
+    let start = Instant::now();
     for n in 0..3 {
         let (tx, rx) = tokio::sync::oneshot::channel();
         log.submit(A.0, A.1, append(n, 1), Some(Box::new(move |result| tx.send(result).unwrap())));

@@ -1,6 +1,6 @@
 //! Groups that lose leaders, quorums, frames and disks.
 
-use super::world::{World, definite, pair, replica, within};
+use super::world::{World, definite, eventually, pair, replica, within};
 use crate::{
     error::Outcome,
     key::NodeId,
@@ -82,15 +82,9 @@ async fn a_leader_that_is_heard_and_hears_nothing_is_replaced_while_it_repeats_i
     // An entry that reaches the others, and whose acknowledgement is lost.
     let group = world.groups[&leader].clone();
     let pending = crate::env::spawn(world.on(leader, async move { group.write(pair("x", 1), within(30_000)).await }));
-    super::world::eventually("another leads", || {
-        world.groups.iter().any(|(n, group)| *n != leader && group.is_leader())
-    })
-    .await;
+    eventually("another leads", || world.groups.iter().any(|(n, group)| *n != leader && group.is_leader())).await;
     let others: Vec<u64> = world.groups.keys().copied().filter(|n| *n != leader).collect();
-    super::world::eventually("it has what was repeated", || {
-        others.iter().any(|n| world.get(*n, "x").as_deref() == Some("1"))
-    })
-    .await;
+    eventually("it has what was repeated", || others.iter().any(|n| world.get(*n, "x").as_deref() == Some("1"))).await;
     world.network.heal_all();
     world.agree(world.write("y", 1).await).await;
     // It is the same entry, whoever committed it.
@@ -171,7 +165,7 @@ async fn a_machine_that_panics_stops_its_replica_and_tells_the_writer() {
     let group = &world.groups[&1];
     let error = group.write(pair("panic", 1), within(5000)).await.unwrap_err();
     assert_eq!((error, error.effect()), (WriteError::Stopped { proposed: true }, Outcome::Unknown));
-    super::world::eventually("stopped", || group.role() == crate::raft::Role::Stopped).await;
+    eventually("stopped", || group.role() == crate::raft::Role::Stopped).await;
     let error = group.write(pair("x", 1), within(1000)).await.unwrap_err();
     assert!(definite(error));
     group.shutdown().await;
@@ -207,4 +201,23 @@ fn the_same_seed_gives_the_same_history() {
     let first = rough_history(1);
     assert_eq!(first, rough_history(1));
     assert_ne!(first, rough_history(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_cannot_be_written_is_tried_again_and_stops_nothing() {
+    let config = RaftConfig { snapshot_bytes: 20_000, log_keep_bytes: 4_000, ..RaftConfig::default() };
+    let world = World::with_group(1, config).await;
+    world.nodes[&1].snapshots.set_full(true);
+    for n in 0..500 {
+        world.write(&format!("k{}", n % 10), n).await;
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(world.groups[&1].status().snapshot, 0);
+    world.nodes[&1].snapshots.set_full(false);
+    let short = || {
+        let status = world.groups[&1].status();
+        status.snapshot > 0 && status.purged > 0
+    };
+    eventually("the log is cut, without another write", short).await;
+    world.write("k", "v").await;
 }

@@ -95,7 +95,7 @@ impl Clock for VirtualClock {
 /// What survives a crash of a node, and what does not.
 pub(super) struct Node {
     pub(super) disk: Arc<MemoryLog>,
-    snapshots: MemorySnapshots,
+    pub(super) snapshots: MemorySnapshots,
     lives: u64,
     pub(super) life: Option<Life>,
 }
