@@ -1,7 +1,6 @@
 //! A client: asks any node, keeps one session, and repeats a write under its sequence until it knows the outcome.
 
 use crate::world::{PATIENCE, World};
-use bytes::Bytes;
 use meridian::{
     env::spawn,
     error::{Error, Outcome, Reason},
@@ -37,26 +36,21 @@ pub(crate) async fn ask(world: &World, n: u64, op: Op, patience: Duration) -> Re
 }
 
 /// What a read asks for.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Level {
     Linearizable,
     Lease,
-    Bounded(Duration),
-    Session(Bytes),
     Eventual,
 }
 
 impl Level {
-    pub(crate) fn options(&self) -> Option<v1::ReadOptions> {
-        let (consistency, max_staleness_ms, session_token) = match self {
+    fn options(self) -> Option<v1::ReadOptions> {
+        let consistency = match self {
             Self::Linearizable => return None,
-            Self::Lease => (v1::Consistency::Lease, 0, Bytes::new()),
-            Self::Bounded(bound) => (v1::Consistency::Bounded, bound.as_millis() as u64, Bytes::new()),
-            Self::Session(token) => (v1::Consistency::Session, 0, token.clone()),
-            Self::Eventual => (v1::Consistency::Eventual, 0, Bytes::new()),
+            Self::Lease => v1::Consistency::Lease,
+            Self::Eventual => v1::Consistency::Eventual,
         };
-        let consistency = consistency as i32;
-        Some(v1::ReadOptions { consistency, max_staleness_ms, session_token, ..Default::default() })
+        Some(v1::ReadOptions { consistency: consistency as i32, ..Default::default() })
     }
 }
 

@@ -1,11 +1,13 @@
 //! A leader that cannot reach the others, or is not reached by them: no stale read, and one history.
 
 use crate::{
-    register::Register,
-    world::{Settings, Way, World, eventually, simulate},
+    crew::Crew,
+    faults::Way,
+    world::{Settings, World, eventually, simulate},
 };
 use meridian::key::{DRIVER, Layout};
 use meridian::placement::Cuts;
+use meridian::proof::workload::Workload;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -19,23 +21,19 @@ crate::scenarios! {
 
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Cuts the leader of the register's partition off three times, with clients on both sides all the while.
+/// Cuts the leader of the only partition off three times, with clients on both sides all the while.
 async fn leader_is_cut_off(world: &World, way: Way) {
     world.form(3).await;
     let id = world.partition_of("default");
-    let register = Register::new(world, "default", "register");
-    let mut clients = vec![register.spawn_writer(PAUSE)];
-    for n in world.all() {
-        clients.extend((0..2).map(|_| register.spawn_reader(Some(n), PAUSE)));
-    }
+    let crew = Crew::start(world, Workload::Levels, 9, PAUSE).await;
     sleep(Duration::from_secs(1)).await;
     for _ in 0..3 {
         let leader = world.leader_of(id).expect("led");
-        let before = register.acked();
+        let before = crew.written();
         world.isolate(leader, way);
-        eventually("the others go on without it", || match register.acked() >= before + 20 {
+        eventually("the others go on without it", || match crew.written() >= before + 20 {
             true => Ok(()),
-            false => Err(format!("{} acknowledged", register.acked() - before)),
+            false => Err(format!("{} acknowledged", crew.written() - before)),
         })
         .await;
         sleep(Duration::from_millis(500 + world.draw(1_500))).await;
@@ -43,8 +41,8 @@ async fn leader_is_cut_off(world: &World, way: Way) {
         sleep(Duration::from_millis(500 + world.draw(1_500))).await;
         world.at_rest_while_busy().await;
     }
-    let sum = register.finish(clients).await;
-    assert!(sum.acked >= 60 && sum.strong_reads > 200 && sum.weak_reads > 200, "{sum:?}");
+    let sum = crew.finish().await;
+    assert!(sum.ok_of("write") >= 60 && sum.ok_of("read") > 400 && sum.follower_reads > 50, "{sum:?}");
     world.at_rest().await;
 }
 

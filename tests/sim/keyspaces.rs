@@ -2,7 +2,8 @@
 
 use crate::{
     client::{DEADLINE, Level, Writer, get},
-    world::{Settings, Way, World, eventually, simulate},
+    faults::Way,
+    world::{Settings, World, eventually, simulate},
 };
 use meridian::{
     error::Reason,

@@ -9,16 +9,26 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 mod client;
+mod command;
+mod coverage;
+mod crew;
 mod cuts;
+mod doors;
+mod faults;
 mod forming;
+mod invariants;
+mod keep;
 mod keyspaces;
-mod register;
+mod nemesis;
+mod plan;
+mod rest;
 mod restarts;
-mod scenario;
+mod run;
+mod shrink;
+mod suite;
 mod trace;
+mod verdict;
 mod world;
-
-use libtest_mimic::{Arguments, Trial};
 
 /// Directed scenarios of a module: private functions that are not listed are dead code, and the compiler says so.
 macro_rules! scenarios {
@@ -29,14 +39,9 @@ macro_rules! scenarios {
 }
 pub(crate) use scenarios;
 
-fn main() {
-    let directed = [cuts::SCENARIOS, forming::SCENARIOS, keyspaces::SCENARIOS, restarts::SCENARIOS, scenario::SCENARIOS];
-    let trials = directed.concat().into_iter().map(|(name, run)| {
-        let name = name.trim_start_matches("sim::");
-        Trial::test(name, move || {
-            run();
-            Ok(())
-        })
-    });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+fn main() -> std::process::ExitCode {
+    match command::asked() {
+        Some(command) => command.run(),
+        None => libtest_mimic::run(&libtest_mimic::Arguments::from_args(), suite::trials()).exit_code(),
+    }
 }

@@ -2,11 +2,12 @@
 
 use crate::{
     client::{DEADLINE, Level, Writer, get, scan},
-    register::Register,
+    crew::Crew,
     world::{Settings, World, simulate},
 };
 use meridian::{
     log::memory::{FailedSync, Lose},
+    proof::workload::Workload,
     proto::v1::request::Op,
     raft::RaftConfig,
 };
@@ -37,11 +38,7 @@ fn power_loss_everywhere_loses_no_acknowledged_write_and_no_session() {
     for seed in 1..=6 {
         simulate(seed, Settings::default(), async |world| {
             world.form(3).await;
-            let registers: Vec<_> = ["a", "b", "c"].map(|key| Register::new(&world, "default", key)).into();
-            let clients: Vec<_> = registers
-                .iter()
-                .map(|register| vec![register.spawn_writer(PAUSE), register.spawn_reader(None, PAUSE)])
-                .collect();
+            let crew = Crew::start(&world, Workload::Counter, 6, PAUSE).await;
             for _ in 0..4 {
                 sleep(Duration::from_millis(500 + world.draw(1_000))).await;
                 power_loss(&world).await;
@@ -51,10 +48,8 @@ fn power_loss_everywhere_loses_no_acknowledged_write_and_no_session() {
                 }
                 world.at_rest_while_busy().await;
             }
-            for (register, clients) in registers.iter().zip(clients) {
-                let sum = register.finish(clients).await;
-                assert!(sum.acked > 50, "{sum:?}");
-            }
+            let sum = crew.finish().await;
+            assert!(sum.ok_of("incr") > 150, "{sum:?}");
             world.at_rest().await;
         });
     }
@@ -184,8 +179,7 @@ fn a_node_that_was_down_for_long_gets_a_snapshot_and_keeps_sessions() {
 fn a_wall_clock_set_back_neither_stops_writes_nor_lowers_versions() {
     simulate(12, Settings::default(), async |world| {
         world.form(3).await;
-        let register = Register::new(&world, "default", "register");
-        let clients = vec![register.spawn_writer(PAUSE), register.spawn_reader(None, PAUSE)];
+        let crew = Crew::start(&world, Workload::Levels, 4, PAUSE).await;
         for round in 0..6_i64 {
             sleep(Duration::from_millis(300)).await;
             let leader = world.leader_of(world.partition_of("default")).unwrap();
@@ -197,7 +191,7 @@ fn a_wall_clock_set_back_neither_stops_writes_nor_lowers_versions() {
                 world.restart(leader);
             }
         }
-        let sum = register.finish(clients).await;
-        assert!(sum.acked > 50, "{sum:?}");
+        let sum = crew.finish().await;
+        assert!(sum.ok_of("write") > 50, "{sum:?}");
     });
 }

@@ -1,8 +1,8 @@
-//! What happened, when: one line per event in virtual time. Two runs of one seed must give the same lines.
+//! What happened, when: one line per event in virtual time. Two runs of one plan must give the same lines.
 
 use meridian::{
     key::NodeId,
-    transport::{Frame, SendError, Transport},
+    transport::{Frame, Lost, SendError, Transport},
 };
 use std::{
     fmt,
@@ -64,6 +64,10 @@ impl Transport for Tap {
             self.trace.note(format_args!("{from}->{to} {kind:?} call {call} reply {reply} {len} {body:016x}"));
         }
         self.port.send(to, frame)
+    }
+
+    fn on_lost(&self, lost: Lost) {
+        self.port.on_lost(lost);
     }
 
     fn set_addresses(&self, addresses: &[(NodeId, String)]) {

@@ -1,6 +1,10 @@
 //! Machines with disks, snapshots and clocks, the nodes that live on them, and the network between them.
 
-use crate::trace::{Tap, Trace};
+use crate::{
+    faults::Way,
+    plan::{NodeClock, stream},
+    trace::{Tap, Trace},
+};
 use meridian::{
     env::{Clock, Scope, spawn},
     key::{DRIVER, KeyKind, Layout, NodeId},
@@ -18,35 +22,59 @@ use meridian::{
         memory::{MemoryNetwork, Shape},
     },
 };
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use rand::{RngExt as _, rngs::StdRng};
 use std::{
-    cell::Cell,
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     future::Future,
+    io,
     sync::{
         Arc, Mutex, Once,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, sleep},
+};
 
 /// Virtual time that anything which has to happen may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Wall time at the beginning.
 const WALL_BEGAN_MS: u64 = 1_700_000_000_000;
+/// Patience of a process with one node that may let it join.
+const JOIN_DEADLINE: Duration = Duration::from_secs(5);
 const CLUSTER: &str = "sim";
 
-/// Time as a node's machine tells it: virtual, with a wall clock that can be set.
+/// Time as a node's machine tells it: virtual, with a wall clock that can be set, both with a rate that can be wrong.
 pub(crate) struct FakeClock {
-    began: Instant,
     wall_off_ms: AtomicI64,
+    rate: Mutex<Rate>,
+}
+
+/// Since `since` the clock has gone on from `at` by 1 + `ppm`/1,000,000 for each second.
+struct Rate {
+    since: Instant,
+    at: Duration,
+    ppm: i64,
 }
 
 impl FakeClock {
+    fn new(began: Instant, clock: NodeClock) -> Self {
+        let rate = Rate { since: began, at: Duration::ZERO, ppm: clock.rate_ppm };
+        Self { wall_off_ms: clock.wall_off_ms.into(), rate: Mutex::new(rate) }
+    }
+
     /// Sets the wall clock this far from the right time.
     pub(crate) fn set_wall_off(&self, ms: i64) {
         self.wall_off_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Makes the clocks go faster, or slower, by so many millionths.
+    pub(crate) fn set_rate(&self, ppm: i64) {
+        let at = self.elapsed();
+        *self.rate.lock().unwrap() = Rate { since: Instant::now(), at, ppm };
     }
 }
 
@@ -57,7 +85,8 @@ impl Clock for FakeClock {
     }
 
     fn elapsed(&self) -> Duration {
-        self.began.elapsed()
+        let rate = self.rate.lock().unwrap();
+        rate.at + rate.since.elapsed().mul_f64(1.0 + rate.ppm as f64 / 1e6)
     }
 }
 
@@ -68,13 +97,23 @@ pub(crate) struct Settings {
     pub(crate) replicas: u32,
     pub(crate) links: Shape,
     pub(crate) disks: SyncTime,
+    /// Of node 1, 2, …
+    pub(crate) clocks: Vec<NodeClock>,
     pub(crate) keep_trace: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        let links = Shape { delay_min: Duration::from_micros(100), delay_max: Duration::from_millis(2), ..Shape::default() };
-        Self { raft: RaftConfig::default(), replicas: 3, links, disks: SyncTime::default(), keep_trace: false }
+        let links =
+            Shape { delay_min: Duration::from_micros(100), delay_max: Duration::from_millis(2), ..Shape::default() };
+        Self {
+            raft: RaftConfig::default(),
+            replicas: 3,
+            links,
+            disks: SyncTime::default(),
+            clocks: Vec::new(),
+            keep_trace: false,
+        }
     }
 }
 
@@ -83,8 +122,14 @@ struct Machine {
     disk: Arc<MemoryLog>,
     snapshots: MemorySnapshots,
     clock: Arc<FakeClock>,
+    /// How fast the disk is.
+    pace: SyncTime,
     lives: u64,
     life: Option<Life>,
+    /// Its tasks are being ended.
+    crashing: bool,
+    /// It never comes back.
+    lost: bool,
 }
 
 #[derive(Clone)]
@@ -92,14 +137,8 @@ pub(crate) struct Life {
     pub(crate) scope: Arc<Scope>,
     pub(crate) node: Arc<Node>,
     pub(crate) responder: Responder,
-}
-
-/// Which frames of a node are lost.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Way {
-    Both,
-    To,
-    From,
+    /// Syncs the disk.
+    syncing: AbortHandle,
 }
 
 /// Clones are the same world.
@@ -110,22 +149,38 @@ struct Inner {
     network: MemoryNetwork,
     trace: Arc<Trace>,
     machines: Mutex<BTreeMap<u64, Machine>>,
+    /// What has happened, by name.
+    counts: Mutex<BTreeMap<String, u64>>,
     rng: Mutex<StdRng>,
     seed: u64,
     settings: Settings,
 }
 
 thread_local! {
-    static PANICS: Cell<u32> = const { Cell::new(0) };
+    /// What panicked on this thread, which runs one world at a time.
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Runs a world to the end of `run`. A panic anywhere in it is a failure of the test, also where the runtime catches it.
 pub(crate) fn simulate<T>(seed: u64, settings: Settings, run: impl AsyncFnOnce(World) -> T) -> T {
+    let (outcome, panics) = simulate_noting_panics(seed, settings, run);
+    assert!(panics.is_empty(), "seed {seed}: something panicked and the runtime caught it: {panics:?}");
+    outcome
+}
+
+/// The same, and what panicked.
+pub(crate) fn simulate_noting_panics<T>(
+    seed: u64,
+    settings: Settings,
+    run: impl AsyncFnOnce(World) -> T,
+) -> (T, Vec<String>) {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            PANICS.set(PANICS.get() + 1);
+            let text = info.payload_as_str().unwrap_or("no message");
+            let at = info.location().map_or_else(String::new, |at| format!("\nat {at}"));
+            PANICS.with_borrow_mut(|panics| panics.push(format!("{text}{at}")));
             before(info);
         }));
         if let Ok(filter) = std::env::var("SIM_LOG") {
@@ -134,7 +189,7 @@ pub(crate) fn simulate<T>(seed: u64, settings: Settings, run: impl AsyncFnOnce(W
         }
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    PANICS.set(0);
+    PANICS.take();
     let outcome = runtime.block_on(async {
         let network = MemoryNetwork::new(seed);
         network.shape_all(settings.links);
@@ -142,15 +197,25 @@ pub(crate) fn simulate<T>(seed: u64, settings: Settings, run: impl AsyncFnOnce(W
             network,
             trace: Trace::new(settings.keep_trace),
             machines: Mutex::default(),
-            rng: Mutex::new(StdRng::seed_from_u64(seed)),
+            counts: Mutex::default(),
+            rng: Mutex::new(stream(seed, "world")),
             seed,
             settings,
         }));
         Scope::seeded(seed).run(run(world)).await
     });
     drop(runtime);
-    assert_eq!(PANICS.get(), 0, "seed {seed}: something panicked and the runtime caught it; see above");
-    outcome
+    (outcome, PANICS.take())
+}
+
+/// Ends a life when its disk fails, as the process does.
+async fn end_with_the_disk(world: World, n: u64, life: u64) {
+    let why = world.disk(n).failed().await;
+    if world.lives(n) == life && world.life(n).is_some() {
+        world.note(format_args!("{} ends: {why}", NodeId(n)));
+        world.count("ended-by-disk");
+        world.crash(n, Lose::All).await;
+    }
 }
 
 /// Waits until `ready`, in virtual time.
@@ -160,6 +225,11 @@ pub(crate) async fn eventually(what: &str, mut ready: impl FnMut() -> Result<(),
         assert!(Instant::now() < deadline, "in vain: {what}: {why}");
         sleep(Duration::from_millis(20)).await;
     }
+}
+
+fn sync(disk: &Arc<MemoryLog>, pace: SyncTime) -> AbortHandle {
+    let disk = Arc::clone(disk);
+    spawn(async move { disk.run(pace).await }).abort_handle()
 }
 
 impl World {
@@ -204,7 +274,7 @@ impl World {
     /// Starts node 1 and lets it form the cluster.
     pub(crate) async fn found(&self) {
         let founder = NodeId(1);
-        let node = self.live(1, Map::default()).node;
+        let node = self.live(1, Map::default()).unwrap().node;
         let process = self.process(1, Some(founder));
         let deadline = Instant::now() + PATIENCE;
         let replicas = self.0.settings.replicas;
@@ -212,57 +282,76 @@ impl World {
         founded.await.unwrap();
     }
 
-    /// Lets one more node join through a node that runs; returns its number.
+    /// Lets one more node join through any that runs; returns its number.
     pub(crate) async fn join(&self) -> u64 {
-        let n = self.0.machines.lock().unwrap().len() as u64 + 1;
-        let via = self.running()[0];
-        let (node, process) = (self.node(via), self.process(n, None));
-        let admitted = self.on(via, async move { node.admit(process, Instant::now() + PATIENCE).await });
-        let (id, map) = admitted.await.unwrap();
+        let n = self.all().len() as u64 + 1;
+        let deadline = Instant::now() + PATIENCE;
+        let (id, map) = loop {
+            let awake = self.awake();
+            if let Some(via) = awake.get(self.draw(awake.len().max(1) as u64) as usize) {
+                let (life, process) = (self.life(*via).unwrap(), self.process(n, None));
+                let node = Arc::clone(&life.node);
+                let admitted = life
+                    .scope
+                    .enter(|| spawn(async move { node.admit(process, Instant::now() + JOIN_DEADLINE).await }));
+                match admitted.await {
+                    Ok(Ok(admitted)) => break admitted,
+                    Ok(Err(error)) => assert!(error.is_retryable() && Instant::now() < deadline, "{error:?}"),
+                    Err(ended) => assert!(ended.is_cancelled(), "{ended}"),
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        };
         assert_eq!(id, NodeId(n));
         assert!(map.node(id).is_some(), "a process is admitted with a map that names it");
-        self.live(n, Map::clone(&map));
+        self.live(n, Map::clone(&map)).unwrap();
         n
     }
 
-    /// Starts a node's next life with this map.
-    fn live(&self, n: u64, map: Map) -> Life {
+    /// Starts a node's next life with this map. One whose log is damaged refuses.
+    fn live(&self, n: u64, map: Map) -> io::Result<Life> {
         let id = NodeId(n);
         let settings = &self.0.settings;
         let mut machines = self.0.machines.lock().unwrap();
         let machine = machines.entry(n).or_insert_with(|| Machine {
             disk: Arc::new(MemoryLog::simulated()),
             snapshots: MemorySnapshots::default(),
-            clock: Arc::new(FakeClock { began: Instant::now() - self.0.trace.now(), wall_off_ms: 0.into() }),
+            clock: Arc::new(FakeClock::new(
+                Instant::now() - self.0.trace.now(),
+                settings.clocks.get(n as usize - 1).copied().unwrap_or_default(),
+            )),
+            pace: settings.disks,
             lives: 0,
             life: None,
+            crashing: false,
+            lost: false,
         });
-        assert!(machine.life.is_none(), "node {n} runs already");
+        assert!(machine.life.is_none() && !machine.crashing, "node {n} runs already");
+        let recovered = machine.disk.recover()?;
+        machine.disk.put_meta("map", map.encode())?;
         machine.lives += 1;
-        let scope = Scope::seeded(self.0.seed.wrapping_mul(1_000_000) + n * 1_000 + machine.lives);
+        let scope = Scope::seeded(self.0.seed.wrapping_mul(1_000_000).wrapping_add(n * 1_000 + machine.lives));
         let life = scope.enter(|| {
             let port = self.0.network.port(id);
             let tap = Tap { from: id, port, trace: Arc::clone(&self.0.trace) };
             let endpoint = Endpoint::new(id, Arc::new(tap));
-            let (disk, disks) = (Arc::clone(&machine.disk), settings.disks);
-            spawn(async move { disk.run(disks).await });
+            let syncing = sync(&machine.disk, machine.pace);
             let snapshots = Arc::new(machine.snapshots.clone());
             let clock: Arc<dyn Clock> = Arc::clone(&machine.clock) as _;
             let (engine, config) = (Arc::clone(&machine.disk) as _, settings.raft.clone());
             let raft = RaftHub::new(Arc::clone(&endpoint), engine, snapshots, Arc::clone(&clock), config).unwrap();
             let disk = Arc::clone(&machine.disk);
             let keep_map = Box::new(move |map: &Map| disk.put_meta("map", map.encode()));
-            keep_map(&map).unwrap();
-            let recovered = machine.disk.recover().unwrap();
             let parts = Parts { clock, endpoint: Arc::clone(&endpoint), raft, recovered, map, keep_map };
             let node = Node::start(parts);
             let responder = Responder::start(Arc::clone(&node), Arc::new(Limits::default()), Duration::from_secs(5));
             self.0.network.attach(id, endpoint);
-            Life { scope: Arc::clone(&scope), node, responder }
+            Life { scope: Arc::clone(&scope), node, responder, syncing }
         });
         machine.life = Some(life.clone());
+        spawn(end_with_the_disk(self.clone(), n, machine.lives));
         self.note(format_args!("{id} begins life {}", machine.lives));
-        life
+        Ok(life)
     }
 
     /// Loses power: what was not synced goes as `lose` says.
@@ -270,6 +359,7 @@ impl World {
         let (life, disk) = {
             let mut machines = self.0.machines.lock().unwrap();
             let machine = machines.get_mut(&n).unwrap();
+            machine.crashing = true;
             (machine.life.take().unwrap_or_else(|| panic!("node {n} does not run")), Arc::clone(&machine.disk))
         };
         self.note(format_args!("{} crashes: {lose:?}", NodeId(n)));
@@ -281,16 +371,73 @@ impl World {
         }
         life.node.endpoint().close();
         disk.crash(lose);
+        self.0.machines.lock().unwrap().get_mut(&n).unwrap().crashing = false;
+    }
+
+    /// Waits until a node runs, or is down with nothing of it left.
+    pub(crate) async fn settled(&self, n: u64) {
+        while self.0.machines.lock().unwrap()[&n].crashing {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Starts a crashed node again, from what its disk has kept.
     pub(crate) fn restart(&self, n: u64) -> Life {
-        let kept = self.disk(n).get_meta("map").unwrap().unwrap();
-        self.live(n, Map::decode(&kept).unwrap())
+        self.try_restart(n).unwrap()
+    }
+
+    /// The same with a disk that may be damaged.
+    pub(crate) fn try_restart(&self, n: u64) -> io::Result<Life> {
+        let kept = self.disk(n).get_meta("map")?.expect("it is kept before anything else");
+        self.live(n, Map::decode(&kept).map_err(io::Error::other)?)
+    }
+
+    /// Makes the disk of a node faster or slower.
+    pub(crate) fn set_pace(&self, n: u64, pace: SyncTime) {
+        let mut machines = self.0.machines.lock().unwrap();
+        let machine = machines.get_mut(&n).unwrap();
+        machine.pace = pace;
+        if let Some(life) = &mut machine.life {
+            life.syncing.abort();
+            life.syncing = life.scope.enter(|| sync(&machine.disk, pace));
+        }
+    }
+
+    /// Nodes that never come back.
+    pub(crate) fn lost(&self) -> Vec<u64> {
+        let machines = self.0.machines.lock().unwrap();
+        machines.iter().filter(|(_, machine)| machine.lost).map(|(n, _)| *n).collect()
+    }
+
+    pub(crate) fn set_lost(&self, n: u64) {
+        self.0.machines.lock().unwrap().get_mut(&n).unwrap().lost = true;
+    }
+
+    /// How often a node has started.
+    pub(crate) fn lives(&self, n: u64) -> u64 {
+        self.0.machines.lock().unwrap()[&n].lives
+    }
+
+    /// Notes that something has happened.
+    pub(crate) fn count(&self, what: &str) {
+        *self.0.counts.lock().unwrap().entry(what.to_owned()).or_default() += 1;
+    }
+
+    /// What has happened.
+    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
+        self.0.counts.lock().unwrap().clone()
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.0.settings
     }
 
     pub(crate) fn disk(&self, n: u64) -> Arc<MemoryLog> {
         Arc::clone(&self.0.machines.lock().unwrap()[&n].disk)
+    }
+
+    pub(crate) fn snapshots(&self, n: u64) -> MemorySnapshots {
+        self.0.machines.lock().unwrap()[&n].snapshots.clone()
     }
 
     pub(crate) fn clock(&self, n: u64) -> Arc<FakeClock> {
@@ -319,6 +466,12 @@ impl World {
     pub(crate) fn running(&self) -> Vec<u64> {
         let machines = self.0.machines.lock().unwrap();
         machines.iter().filter(|(_, machine)| machine.life.is_some()).map(|(n, _)| *n).collect()
+    }
+
+    /// Nodes that run and are not paused.
+    pub(crate) fn awake(&self) -> Vec<u64> {
+        let asleep = |n: &u64| self.life(*n).is_none_or(|life| life.scope.is_paused());
+        self.all().into_iter().filter(|n| !asleep(n)).collect()
     }
 
     /// Cuts a node off from all others.
@@ -352,98 +505,6 @@ impl World {
         let create = CreateKeyspace { name, kind: KeyKind::Bytes, layout, replicas: 0, cuts, avoid };
         let reply = self.drive(n, Command::CreateKeyspace(create)).await;
         assert!(matches!(reply, Reply::KeyspaceCreated { created: true, .. }), "{reply:?}");
-    }
-
-    /// Waits until all that run agree on the map, every partition has the members it should have and a leader that all
-    /// know, and replicas of a partition are the same.
-    pub(crate) async fn at_rest(&self) {
-        eventually("the cluster is at rest", || self.check_rest()).await;
-    }
-
-    /// The same with clients under way: replicas may be apart at any moment.
-    pub(crate) async fn at_rest_while_busy(&self) {
-        eventually("the cluster is sound", || self.check_shape().map(drop)).await;
-    }
-
-    fn check_rest(&self) -> Result<(), String> {
-        let map = self.check_shape()?;
-        let nodes: Vec<Arc<Node>> = self.running().into_iter().map(|n| self.node(n)).collect();
-        map.partitions().keys().try_for_each(|id| self.check_same(&nodes, *id))
-    }
-
-    fn check_shape(&self) -> Result<Arc<Map>, String> {
-        let nodes: Vec<Arc<Node>> = self.running().into_iter().map(|n| self.node(n)).collect();
-        let map = nodes[0].routing().map();
-        map.check()?;
-        if map.nodes().len() != self.all().len() {
-            return Err(format!("{} of {} nodes are registered", map.nodes().len(), self.all().len()));
-        }
-        let voters = match map.nodes().len() {
-            1 | 2 => 1,
-            3 | 4 => 3,
-            _ => 5,
-        };
-        let thin = map.partitions().values().find(|partition| {
-            let wanted = map.keyspaces()[&partition.keyspace].replicas as usize;
-            let possible = if partition.id == DRIVER { voters } else { wanted.min(map.nodes().len()) };
-            !partition.is_at_rest() || partition.members.len() != possible
-        });
-        if let Some(partition) = thin {
-            return Err(format!("not at rest: {partition:?}"));
-        }
-        for node in &nodes {
-            let theirs = node.routing().map();
-            if theirs.encode() != map.encode() {
-                return Err(format!("{} has map {}, not {}", node.id(), theirs.version(), map.version()));
-            }
-            let health = node.health();
-            if !health.driver_led || !health.leaderless.is_empty() {
-                return Err(format!("{} finds: {}", node.id(), health.problems().join("; ")));
-            }
-            let driven = node.driver_group().map(|group| group.read(|m, _| m.state().map().version()));
-            if driven.is_some_and(|version| version != map.version()) {
-                return Err(format!("the driver's map on {} is {driven:?}, not {}", node.id(), map.version()));
-            }
-            for partition in node.partitions() {
-                let expected = map.partition(partition.id).and_then(|partition| partition.replica_on(node.id()));
-                if expected != Some(partition.group().replica()) {
-                    return Err(format!("{} holds {} and should not", node.id(), partition.id));
-                }
-            }
-        }
-        Ok(map)
-    }
-
-    /// Whether all replicas that run have applied the same and are the same.
-    fn check_same(&self, nodes: &[Arc<Node>], id: meridian::key::PartitionId) -> Result<(), String> {
-        let mut states = Vec::new();
-        for node in nodes {
-            if id == DRIVER {
-                let group = node.driver_group();
-                states.extend(group.map(|group| {
-                    let state = group.read(|m, at| (at, crate::trace::fnv(1, &m.state().encode())));
-                    (state, group.status().last_log)
-                }));
-            } else {
-                let partition = node.partition(id);
-                states.extend(partition.map(|partition| {
-                    let state = partition.group().read(|m, at| (at, m.store().digest()));
-                    (state, partition.group().status().last_log)
-                }));
-            }
-        }
-        let wanted = nodes[0].routing().map().partition(id).map_or(0, |partition| {
-            partition.members.iter().filter(|member| nodes.iter().any(|node| node.id() == member.node)).count()
-        });
-        if states.len() != wanted {
-            return Err(format!("{id} has {} replicas that run, not {wanted}", states.len()));
-        }
-        let Some(((at, digest), last)) = states.first() else { return Ok(()) };
-        if at.index != *last || states.iter().any(|((other, _), last)| other != at || *last != at.index) {
-            return Err(format!("{id} has not applied the same everywhere: {states:?}"));
-        }
-        assert!(states.iter().all(|((_, other), _)| other == digest), "replicas of {id} differ: {states:?}");
-        Ok(())
     }
 
     /// The node that leads a partition of `default`, as those that run say.
