@@ -359,3 +359,6 @@ fn failure(error: &Error, definite: bool) -> Failure {
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
+
+#[cfg(test)]
+mod tests;

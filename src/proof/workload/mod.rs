@@ -314,7 +314,7 @@ pub async fn final_reads(
         match reader.await {
             Ok(read) => result = result.and(read),
             Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
-            Err(_) => result = result.and(Err(Error::new(Reason::Stopping, "the final reads were ended"))),
+            Err(_) => return Err(Error::new(Reason::Stopping, "the final reads were ended")),
         }
     }
     result

@@ -3,7 +3,10 @@
 mod model;
 
 use super::*;
-use crate::proof::history::{self, Event};
+use crate::proof::{
+    check::{self, Valid},
+    history::{self, Event},
+};
 use model::{Lie, doors};
 use std::collections::BTreeMap;
 
@@ -163,4 +166,50 @@ fn cuts_ascend_and_leave_the_bank_whole() {
     assert!((1..300).all(|count| super::cuts(count).iter().all(|cut| *cut <= from || *cut >= to)));
     assert_eq!(Workload::ALL.map(|workload| workload.name().parse::<Workload>().unwrap()), Workload::ALL);
     assert!("ledger".parse::<Workload>().unwrap_err().message.contains("register, levels"));
+}
+
+/// The checkers that say no, of one history.
+async fn accusers(workload: Workload, seed: u64, lie: Lie) -> BTreeSet<String> {
+    let (events, _) = run(workload, seed, lie).await;
+    let verdicts = check::judge(workload.name(), &events);
+    assert!(verdicts.iter().all(|verdict| verdict.valid != Valid::Unknown), "{workload} {lie:?}: {verdicts:?}");
+    verdicts.into_iter().filter(|verdict| verdict.valid == Valid::False).map(|verdict| verdict.checker).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_keeps_its_promises_is_found_to() {
+    for workload in Workload::ALL {
+        for seed in 1..=3 {
+            assert_eq!(accusers(workload, seed, Lie::No).await, BTreeSet::new(), "{workload} {seed}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_lies_is_caught_by_every_workload_that_could_notice() {
+    use Workload::{Bank, Counter, Levels, Register, Rows};
+    let caught: &[(Lie, Workload, &[&str])] = &[
+        (Lie::StaleRead, Register, &["linear", "levels"]),
+        (Lie::StaleRead, Levels, &["linear", "levels"]),
+        (Lie::StaleRead, Counter, &["linear", "counter"]),
+        (Lie::StaleRead, Rows, &["rows"]),
+        (Lie::StaleRead, Bank, &["bank"]),
+        (Lie::StaleFollower, Levels, &["levels"]),
+        (Lie::StaleFollower, Rows, &["rows"]),
+        (Lie::LostWrite, Register, &["linear", "levels"]),
+        (Lie::LostWrite, Levels, &["linear", "levels"]),
+        (Lie::LostWrite, Counter, &["linear", "counter", "durable"]),
+        (Lie::LostWrite, Rows, &["rows", "durable"]),
+        (Lie::LostWrite, Bank, &["bank"]),
+        (Lie::DoubleApply, Register, &["linear"]),
+        (Lie::DoubleApply, Counter, &["linear", "counter", "durable"]),
+        (Lie::DoubleApply, Bank, &["bank"]),
+        (Lie::TornBatch, Bank, &["bank"]),
+        (Lie::ScanGap, Rows, &["rows", "durable"]),
+        (Lie::ScanGap, Bank, &["bank"]),
+    ];
+    for (lie, workload, checkers) in caught {
+        let accusers = accusers(*workload, 1, *lie).await;
+        assert!(checkers.iter().all(|name| accusers.contains(*name)), "{workload} {lie:?}: only {accusers:?}");
+    }
 }

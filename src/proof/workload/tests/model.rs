@@ -260,7 +260,7 @@ impl Model {
                 reply::Result::Write(put_if(&mut rows, index, cas.key, cas.condition, cas.value))
             }
             request::Op::Increment(increment) => {
-                let text = rows.get(&increment.key).map_or("0".into(), |(value, _)| value.clone());
+                let text = rows.get(&increment.key).map_or_else(|| "0".into(), |(value, _)| value.clone());
                 let number = std::str::from_utf8(&text).unwrap().parse::<i64>().unwrap() + increment.delta;
                 let reply = put_if(&mut rows, index, increment.key, None, Some(number.to_string().into()));
                 reply::Result::Write(v1::WriteReply { number: Some(number), ..reply })
