@@ -27,7 +27,7 @@
 //! | 3 | [`client`], [`node`] | routing, retries, scans, outside and inside · one process: its replicas, its part in the driver |
 //! | 2 | [`raft`], [`log`], [`transport`] | openraft behind [`raft::Group`] · the durable log · frames between nodes |
 //! | 1 | [`kv`], [`placement`] | pure: what a partition replicates · what the driver replicates, and what it plans |
-//! | 0 | [`key`], [`error`], [`mod@env`], [`proto`], [`telemetry`], [`plant`] | words, the catalogue of errors, the seams, generated code, metrics, bugs for tests of the tests |
+//! | 0 | [`key`], [`error`], [`mod@env`], [`proto`], [`telemetry`], [`control`], [`plant`] | words, the catalogue of errors, the seams, generated code, metrics, what drills do to a node, bugs for tests of the tests |
 //!
 //! The pure layer sees no clock, randomness, task, socket or file. `openraft` appears only in [`raft`]. Time, randomness,
 //! tasks, network and storage are handed in ([`mod@env`], [`transport::Transport`], [`log::LogEngine`],
@@ -72,6 +72,7 @@
 //! 8. A replica id is never used twice.
 
 // Layer 0: words and seams.
+pub mod control;
 pub mod env;
 pub mod error;
 pub mod key;

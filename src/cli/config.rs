@@ -34,6 +34,8 @@ settings! {
     "listen" => |config, text| config.listen = address(text)?;
     "advertise" => |config, text| config.advertise = (!text.is_empty()).then(|| text.to_owned());
     "join" => |config, text| config.join = list(text);
+    "dial" => |config, text| config.dial = dial(text)?;
+    "drill.control" => |config, text| config.drill_control = Some(PathBuf::from(text));
     "http" => |config, text| config.http = address(text)?;
     "zone" => |config, text| config.zone = text.to_owned();
     "weight" => |config, text| config.weight = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
@@ -68,6 +70,14 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 fn list(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+}
+
+fn dial(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let pair = |item: String| match item.split_once('=') {
+        Some((to, via)) => Ok((to.to_owned(), via.to_owned())),
+        None => Err(format!("{item:?} is not ADDRESS=VIA")),
+    };
+    list(text).into_iter().map(pair).collect()
 }
 
 fn storage(text: &str) -> Result<Storage, String> {

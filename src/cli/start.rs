@@ -32,6 +32,9 @@ pub struct Start {
     /// Nodes of the cluster to join
     #[arg(long, value_name = "HOST:PORT,…")]
     join: Option<String>,
+    /// Connect to the node at ADDRESS by way of VIA, e.g. a proxy of a drill; may be given again
+    #[arg(long, value_name = "ADDRESS=VIA", hide = true)]
+    dial: Vec<String>,
     /// Address of /metrics, /livez and /readyz [default: the port of --listen plus 100, on loopback]
     #[arg(long, value_name = "IP:PORT")]
     http: Option<String>,
@@ -74,6 +77,9 @@ impl Start {
         let mut flags = Vec::new();
         for (name, value) in named {
             flags.extend(value.iter().map(|value| (name.to_owned(), value.clone())));
+        }
+        if !self.dial.is_empty() {
+            flags.push(("dial".to_owned(), self.dial.join(",")));
         }
         for pair in &self.set {
             let Some((name, value)) = pair.split_once('=') else {

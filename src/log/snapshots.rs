@@ -22,6 +22,7 @@ mod memory;
 pub use memory::MemorySnapshots;
 
 use crate::{
+    control::Control,
     env,
     key::{PartitionId, ReplicaId},
     plant::{Bug, planted},
@@ -140,6 +141,7 @@ impl std::fmt::Debug for SnapshotHandle {
 #[derive(Debug)]
 pub struct FileSnapshots {
     dir: PathBuf,
+    control: Option<Arc<Control>>,
 }
 
 impl FileSnapshots {
@@ -159,7 +161,13 @@ impl FileSnapshots {
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             File::open(parent)?.sync_all()?;
         }
-        Ok(Self { dir })
+        Ok(Self { dir, control: None })
+    }
+
+    /// The same, on a disk that does what a drill makes it do.
+    #[must_use]
+    pub fn controlled(self, control: Option<Arc<Control>>) -> Self {
+        Self { control, ..self }
     }
 
     fn path(&self, group: PartitionId, replica: ReplicaId) -> PathBuf {
@@ -174,7 +182,9 @@ impl SnapshotStore for FileSnapshots {
         let unfinished = self.dir.join(format!("{}-{}-{id:016x}{UNFINISHED}", group.0, replica.0));
         let mut file = File::options().read(true).write(true).create_new(true).open(&unfinished)?;
         file.write_all(&[0; HEADER_BYTES])?;
-        Ok(Box::new(FileWriter { file: Some(file), unfinished, path, id, pending: BytesMut::new(), chunks: 0, len: 0 }))
+        let control = self.control.clone();
+        let (file, pending) = (Some(file), BytesMut::new());
+        Ok(Box::new(FileWriter { file, control, unfinished, path, id, pending, chunks: 0, len: 0 }))
     }
 
     fn latest(&self, group: PartitionId, replica: ReplicaId) -> io::Result<Option<SnapshotHandle>> {
@@ -215,6 +225,7 @@ impl SnapshotStore for FileSnapshots {
 struct FileWriter {
     /// Taken by `finish`.
     file: Option<File>,
+    control: Option<Arc<Control>>,
     unfinished: PathBuf,
     path: PathBuf,
     id: u64,
@@ -257,6 +268,7 @@ impl SnapshotWriter for FileWriter {
         file.write_all(&meta)?;
         file.write_all(&meta_crc(self.id, &meta).to_le_bytes())?;
         file.write_all_at(&header(meta.len() as u32, self.len, self.id), 0)?;
+        self.control.as_ref().map_or(Ok(()), |control| control.before_sync())?;
         file.sync_all()?;
         fs::rename(&self.unfinished, &self.path)?;
         if let Some(dir) = self.path.parent() {

@@ -5,7 +5,7 @@
 //! * [`NodeConfig::validate`] reports every fault at once, each naming the setting as the user writes it;
 //! * the defaults are valid, so that `meridian start` with no settings at all gives a usable node.
 
-use std::{fmt, net::SocketAddr, ops::Range, path::PathBuf};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, ops::Range, path::PathBuf};
 
 /// First port of a node started without settings; away from the ports of well-known databases.
 pub const PORT_DEFAULT: u16 = 7170;
@@ -106,6 +106,11 @@ pub struct NodeConfig {
     pub advertise: Option<String>,
     /// `host:port` of nodes to join. Empty: this node waits for `meridian init`, or for nodes that join it.
     pub join: Vec<String>,
+    /// Addresses of other nodes that are connected to by way of another address: for proxies, as `meridian drill` puts
+    /// between nodes to cut and delay what passes. Default none.
+    pub dial: BTreeMap<String, String>,
+    /// File by which `meridian drill` tells this node what to suffer, see [`crate::control`]. Default none.
+    pub drill_control: Option<PathBuf>,
     /// Address of `/metrics`, `/livez` and `/readyz`. Default: the port of `listen` plus 100 on loopback.
     pub http: SocketAddr,
     /// Failure domain; replicas of a partition are spread over zones first. Default empty: one domain.
@@ -133,6 +138,8 @@ impl Default for NodeConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], PORT_DEFAULT)),
             advertise: None,
             join: Vec::new(),
+            dial: BTreeMap::new(),
+            drill_control: None,
             http: SocketAddr::from(([127, 0, 0, 1], PORT_DEFAULT + HTTP_PORT_OFFSET)),
             zone: String::new(),
             weight: 1.0,
@@ -205,6 +212,9 @@ impl NodeConfig {
         }
         for address in &self.join {
             faults.check("join", is_host_port(address), || format!("{address:?} is not host:port"));
+        }
+        for address in self.dial.iter().flat_map(|(to, via)| [to, via]) {
+            faults.check("dial", is_host_port(address), || format!("{address:?} is not host:port"));
         }
         let same = self.listen.port() != 0 && self.http == self.listen;
         faults.check("http", !same, || format!("{} is the address of `listen` too", self.http));

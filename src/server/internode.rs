@@ -4,7 +4,7 @@ use super::Core;
 use crate::{
     error::{Error, Reason},
     key::NodeId,
-    node::Node,
+    node::{Node, Partition},
     placement::RegisterNode,
     proto::{internal as pb, status_of},
     transport::PROTOCOL_VERSION,
@@ -65,5 +65,15 @@ impl Internode for InternodeService {
     async fn frames(&self, request: Request<Streaming<pb::FrameBatch>>) -> Result<Response<pb::FramesEnd>, Status> {
         let running = self.0.running().map_err(|error| status_of(&error))?;
         running.frames.serve(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn digests(&self, _request: Request<pb::DigestsRequest>) -> Result<Response<pb::DigestsReply>, Status> {
+        let running = self.0.running().map_err(|error| status_of(&error))?;
+        let digest = |partition: &Arc<Partition>| {
+            let (applied, digest) = partition.group().read(|machine, at| (at.index, machine.store().digest()));
+            pb::ReplicaDigest { partition: partition.id.0, applied, digest }
+        };
+        let replicas = running.responder.node().partitions().iter().map(digest).collect();
+        Ok(Response::new(pb::DigestsReply { replicas }))
     }
 }

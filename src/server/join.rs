@@ -131,7 +131,7 @@ impl Core {
             return Ok(true);
         }
         for address in self.config.join.iter().filter(|address| **address != self.advertised) {
-            match ask(address, self.join_request(&identity)).await {
+            match self.ask(address, self.join_request(&identity)).await {
                 Ok(reply) => {
                     let map = Map::decode(&reply.map)?;
                     let mut next = identity.clone();
@@ -165,6 +165,20 @@ impl Core {
         }
     }
 
+    async fn ask(&self, address: &str, request: pb::JoinRequest) -> Result<pb::JoinReply, Error> {
+        let unreachable =
+            |error: &dyn std::fmt::Display| Error::new(Reason::Unreachable, format!("{address}: {error}"));
+        let via = self.config.dial.get(address).map_or(address, String::as_str);
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{via}"))
+            .map_err(|error| unreachable(&error))?
+            .connect_timeout(JOIN_DEADLINE)
+            .timeout(JOIN_DEADLINE);
+        let channel = endpoint.connect().await.map_err(|error| unreachable(&error))?;
+        let client = InternodeClient::new(channel);
+        let mut client = client.max_decoding_message_size(crate::transport::grpc::MESSAGE_BYTES_MAX);
+        client.join(request).await.map(tonic::Response::into_inner).map_err(|status| error_of(&status))
+    }
+
     /// Tells the cluster that this node is back. True when the cluster has heard it.
     ///
     /// The driver is asked over the addresses of the map. If it cannot be reached there, because many nodes have moved at
@@ -184,7 +198,7 @@ impl Core {
             }
         };
         for address in self.config.join.iter().filter(|address| **address != self.advertised) {
-            match ask(address, self.join_request(&identity)).await {
+            match self.ask(address, self.join_request(&identity)).await {
                 Ok(_) => return Ok(true),
                 Err(error) if is_final(&error) => return Err(error),
                 Err(error) => tracing::debug!(%address, %error, "not greeted yet"),
@@ -198,17 +212,6 @@ impl Core {
 fn is_final(error: &Error) -> bool {
     matches!(error.reason, Reason::ClusterMismatch | Reason::IdentityMismatch | Reason::VersionMismatch)
         || error.reason == Reason::InvalidField
-}
-
-async fn ask(address: &str, request: pb::JoinRequest) -> Result<pb::JoinReply, Error> {
-    let unreachable = |error: &dyn std::fmt::Display| Error::new(Reason::Unreachable, format!("{address}: {error}"));
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|error| unreachable(&error))?
-        .connect_timeout(JOIN_DEADLINE)
-        .timeout(JOIN_DEADLINE);
-    let channel = endpoint.connect().await.map_err(|error| unreachable(&error))?;
-    let mut client = InternodeClient::new(channel).max_decoding_message_size(crate::transport::grpc::MESSAGE_BYTES_MAX);
-    client.join(request).await.map(tonic::Response::into_inner).map_err(|status| error_of(&status))
 }
 
 /// Joins, or greets, until it has succeeded.

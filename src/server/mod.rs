@@ -23,6 +23,7 @@ mod topology;
 pub use responder::Responder;
 
 use crate::{
+    control::{Control, ControlledClock},
     env::{Clock, Scope, SystemClock},
     error::{Error, Reason},
     key::NodeId,
@@ -83,6 +84,9 @@ pub enum StartError {
         /// Cause.
         source: io::Error,
     },
+    /// The orders of a drill cannot be read.
+    #[error(transparent)]
+    Control(io::Error),
     /// The cluster refused this process, or the other way round.
     #[error("this node was refused: {0}")]
     Refused(Error),
@@ -103,6 +107,7 @@ pub(crate) struct Core {
     deadline_default: Duration,
     scope: Arc<Scope>,
     data: Option<DataDir>,
+    control: Option<Arc<Control>>,
     running: ArcSwapOption<Running>,
     /// Held while the process becomes part of a cluster, so that `init` and joining do not race.
     becoming: tokio::sync::Mutex<Identity>,
@@ -131,9 +136,12 @@ impl Core {
 
     /// Opens log and snapshots and starts the node under its identity. `map` is already kept.
     async fn run(self: &Arc<Self>, cluster_id: String, id: NodeId, map: Map) -> Result<Arc<Node>, StartError> {
-        let transport = GrpcTransport::new(cluster_id.clone(), id);
+        let transport = GrpcTransport::new(cluster_id.clone(), id, self.config.dial.clone());
         let endpoint = Endpoint::new(id, transport);
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let clock: Arc<dyn Clock> = match &self.control {
+            Some(control) => Arc::new(ControlledClock(Arc::clone(control))),
+            None => Arc::new(SystemClock),
+        };
         let (log, snapshots) = self.open_storage()?;
         let timings = &self.config.raft;
         let raft_config = RaftConfig {
@@ -172,9 +180,10 @@ impl Core {
             let path = path.display().to_string();
             |source| StartError::Log { path, source }
         };
-        let engine = FjallLog::open(&log, FjallOptions::default()).map_err(at(&log))?;
+        let options = FjallOptions { control: self.control.clone(), ..FjallOptions::default() };
+        let engine = FjallLog::open(&log, options).map_err(at(&log))?;
         let store = FileSnapshots::open(&snapshots).map_err(at(&snapshots))?;
-        Ok((Arc::new(engine), Arc::new(store)))
+        Ok((Arc::new(engine), Arc::new(store.controlled(self.control.clone()))))
     }
 
     /// Whether the node can serve, or why not.
@@ -278,6 +287,7 @@ impl std::fmt::Debug for ServerHandle {
 pub async fn start(config: NodeConfig) -> Result<ServerHandle, StartError> {
     config.validate().map_err(StartError::Config)?;
     telemetry::install_metrics();
+    let control = config.drill_control.as_deref().map(Control::open).transpose().map_err(StartError::Control)?;
     let data = match config.storage {
         Storage::Disk => Some(DataDir::open(&config.data)?),
         Storage::Memory => None,
@@ -301,6 +311,7 @@ pub async fn start(config: NodeConfig) -> Result<ServerHandle, StartError> {
         deadline_default: Duration::from_millis(config.deadline_default_ms.into()),
         scope: Arc::clone(&scope),
         data,
+        control,
         running: ArcSwapOption::empty(),
         becoming: tokio::sync::Mutex::new(identity),
         failed,

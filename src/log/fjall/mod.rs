@@ -19,7 +19,10 @@ mod writer;
 mod tests;
 
 use super::{Done, LogEngine, NodeMeta, Record, Recovered};
-use crate::key::{PartitionId, ReplicaId};
+use crate::{
+    control::Control,
+    key::{PartitionId, ReplicaId},
+};
 use bytes::Bytes;
 use fjall::{
     CompressionType, Database, Keyspace, KeyspaceCreateOptions,
@@ -59,7 +62,7 @@ const CACHE_BYTES: u64 = 4 << 20;
 const WORKERS: usize = 2;
 
 /// How to open a log.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct FjallOptions {
     /// Bytes that fjall gathers in memory before it writes a table.
     pub memtable_bytes: u64,
@@ -67,11 +70,18 @@ pub struct FjallOptions {
     pub write_stall_max: Duration,
     /// Runs when a write or a sync has failed or hangs. Aborts the process; tests look on.
     pub on_fatal: fn(&io::Error),
+    /// What a drill makes this disk do.
+    pub control: Option<Arc<Control>>,
 }
 
 impl Default for FjallOptions {
     fn default() -> Self {
-        Self { memtable_bytes: 16 << 20, write_stall_max: WRITE_STALL_MAX, on_fatal: |_| std::process::abort() }
+        Self {
+            memtable_bytes: 16 << 20,
+            write_stall_max: WRITE_STALL_MAX,
+            on_fatal: |_| std::process::abort(),
+            control: None,
+        }
     }
 }
 
@@ -128,7 +138,8 @@ impl FjallLog {
 
         let state = Waiting { jobs: VecDeque::new(), bytes: 0, closed: false, busy_since: None, found: Some(found) };
         let queue = Arc::new(Queue { state: Mutex::new(state), filled: Condvar::new(), emptied: Condvar::new() });
-        let writer = Writer::new(db, records.clone(), seal, synced, extents, options.on_fatal);
+        let writer =
+            Writer::new(db, records.clone(), (seal, synced), extents, options.on_fatal, options.control.clone());
         let thread = thread::Builder::new().name("log-writer".into()).spawn({
             let queue = Arc::clone(&queue);
             move || writer.run(&queue)

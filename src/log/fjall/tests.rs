@@ -5,11 +5,16 @@ use super::{
     },
     *,
 };
+use crate::control::{Disk, Orders};
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-const SMALL: FjallOptions =
-    FjallOptions { memtable_bytes: 64 << 10, write_stall_max: WRITE_STALL_MAX, on_fatal: |error| panic!("{error}") };
+const SMALL: FjallOptions = FjallOptions {
+    memtable_bytes: 64 << 10,
+    write_stall_max: WRITE_STALL_MAX,
+    on_fatal: |error| panic!("{error}"),
+    control: None,
+};
 
 fn open(dir: &Path) -> FjallLog {
     FjallLog::open(dir.join("log"), SMALL).unwrap()
@@ -226,6 +231,46 @@ fn a_torn_end_is_cut_and_damage_before_it_is_refused() {
         }
     }
     assert!(refused > 100, "{refused}");
+}
+
+#[test]
+fn a_lossy_log_hands_nothing_over_before_it_syncs_and_a_full_disk_is_fatal() {
+    static FATAL: AtomicUsize = AtomicUsize::new(0);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("orders.toml");
+    let order = |disk| Orders { disk, lossy: true, ..Orders::default() }.write(&path).unwrap();
+    order(Disk::Good);
+    let control = Control::open(&path).unwrap();
+    let on_fatal = |error: &io::Error| {
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        FATAL.fetch_add(1, Ordering::SeqCst);
+    };
+    let options = FjallOptions { control: Some(Arc::clone(&control)), on_fatal, ..SMALL };
+    let log = FjallLog::open(dir.path().join("log"), options).unwrap();
+    // What the system has been given, as it is found after a power cut.
+    let survives = || {
+        let copy = tempfile::tempdir().unwrap();
+        copy_dir(&dir.path().join("log"), &copy.path().join("log"));
+        let found = open(copy.path()).recover().unwrap().remove(&A).unwrap();
+        (found.entries.len(), found.committed)
+    };
+    put(&log, A, append(0, 1)).unwrap();
+    put(&log, A, Record::Committed("c".into())).unwrap();
+    assert_eq!(survives(), (1, None), "a hint that was not synced is lost");
+    put(&log, A, append(1, 1)).unwrap();
+    assert_eq!(survives(), (2, Some("c".into())), "and kept with the next sync");
+    order(Disk::Stalled);
+    while control.disk() != Disk::Stalled {
+        thread::yield_now();
+    }
+    let (waiting, done) = outcome();
+    log.submit(A.0, A.1, append(2, 1), Some(done));
+    assert_eq!(survives().0, 2);
+    assert!(waiting.lock().is_none(), "not told durable");
+    order(Disk::Full);
+    put(&log, A, append(3, 1)).unwrap_err();
+    assert!(matches!(*waiting.lock(), Some(Err(_))));
+    assert_eq!((survives().0, FATAL.load(Ordering::SeqCst)), (2, 1));
 }
 
 fn copy_dir(from: &Path, to: &Path) {

@@ -6,10 +6,13 @@ use super::{
     layout::{self, Place, SEAL_KEY},
     seal::Seal,
 };
-use crate::plant::{Bug, planted};
+use crate::{
+    control::Control,
+    plant::{Bug, planted},
+};
 use bytes::Bytes;
 use fjall::{Database, Keyspace, OwnedWriteBatch, PersistMode};
-use std::{collections::BTreeMap, io, path::Path};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
 /// Bytes counted for a job besides its payload.
 const JOB_BYTES: usize = 64;
@@ -48,6 +51,9 @@ pub(super) struct Writer {
     synced: u64,
     extents: BTreeMap<Place, Extent>,
     on_fatal: fn(&io::Error),
+    control: Option<Arc<Control>>,
+    /// In a lossy drill: what was written without a sync, and so may not have left the process yet.
+    held: Option<OwnedWriteBatch>,
     failed: bool,
 }
 
@@ -58,12 +64,12 @@ impl Writer {
     pub(super) fn new(
         db: Database,
         records: Keyspace,
-        seal: Seal,
-        synced: u64,
+        (seal, synced): (Seal, u64),
         extents: BTreeMap<Place, Extent>,
         on_fatal: fn(&io::Error),
+        control: Option<Arc<Control>>,
     ) -> Self {
-        Self { db, records, seal, synced, extents, on_fatal, failed: false }
+        Self { db, records, seal, synced, extents, on_fatal, control, held: None, failed: false }
     }
 
     /// Writes until the queue is closed and empty.
@@ -74,7 +80,7 @@ impl Writer {
     }
 
     fn write(&mut self, jobs: Vec<Job>) {
-        let mut batch = self.db.batch();
+        let mut batch = self.held.take().unwrap_or_else(|| self.db.batch());
         let mut outcomes = Vec::with_capacity(jobs.len());
         let mut sync = false;
         for job in jobs {
@@ -118,8 +124,13 @@ impl Writer {
             batch.insert(&self.records, SEAL_KEY, self.seal.stamp(self.synced + 1));
             batch = batch.durability(Some(PersistMode::SyncData));
         }
+        if !sync && self.control.as_ref().is_some_and(|control| control.is_lossy()) {
+            self.held = Some(batch);
+            return Ok(());
+        }
         let path: &Path = self.records.path();
-        match batch.commit().map_err(|error| error_at(path, error)) {
+        let ready = self.control.as_ref().filter(|_| sync).map_or(Ok(()), |control| control.before_sync());
+        match ready.and_then(|()| batch.commit().map_err(|error| error_at(path, error))) {
             Ok(()) => {
                 self.synced += u64::from(sync);
                 Ok(())

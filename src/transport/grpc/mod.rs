@@ -75,6 +75,8 @@ const FRAME_BYTES: usize = 32;
 struct Identity {
     cluster_id: String,
     me: NodeId,
+    /// Addresses that are connected to by way of others.
+    dial: BTreeMap<String, String>,
     life: u64,
     streams: AtomicU64,
     lost: OnceLock<Lost>,
@@ -146,12 +148,14 @@ pub struct GrpcTransport {
 }
 
 impl GrpcTransport {
-    /// The transport of node `me`. Runs in the scope, and the runtime, of the caller.
+    /// The transport of node `me`, which connects to an address in `dial` by way of the one found there. Runs in the
+    /// scope, and the runtime, of the caller.
     #[must_use]
-    pub fn new(cluster_id: impl Into<String>, me: NodeId) -> Arc<Self> {
+    pub fn new(cluster_id: impl Into<String>, me: NodeId, dial: BTreeMap<String, String>) -> Arc<Self> {
         let identity = Arc::new(Identity {
             cluster_id: cluster_id.into(),
             me,
+            dial,
             life: env::random_u64(),
             streams: AtomicU64::new(0),
             lost: OnceLock::new(),
@@ -347,7 +351,8 @@ async fn run(lane: Arc<Lane>, epoch: u64, identity: Arc<Identity>) {
 async fn stream_frames(lane: &Arc<Lane>, epoch: u64, identity: &Identity) -> Result<(), Error> {
     let address = lane.state.lock().address.clone().unwrap_or_default();
     let unreachable = |error| Error::new(Reason::Unreachable, format!("{address}: {error:?}"));
-    let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
+    let via = identity.dial.get(&address).unwrap_or(&address);
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{via}"))
         .map_err(unreachable)?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)

@@ -4,7 +4,7 @@ use super::{
 };
 use bytes::Bytes;
 use internal::internode_server::{Internode, InternodeServer};
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -19,6 +19,13 @@ struct Mounted(Arc<FrameServer>);
 impl Internode for Mounted {
     async fn join(&self, _: Request<internal::JoinRequest>) -> Result<Response<internal::JoinReply>, Status> {
         Err(Status::unimplemented("not here"))
+    }
+
+    async fn digests(
+        &self,
+        _request: Request<internal::DigestsRequest>,
+    ) -> Result<Response<internal::DigestsReply>, Status> {
+        Err(Status::unimplemented("only frames are tested"))
     }
 
     async fn frames(
@@ -52,7 +59,7 @@ struct Node {
 impl Node {
     fn start(cluster: &str, me: NodeId, port: u16) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let transport = runtime.block_on(async { GrpcTransport::new(cluster, me) });
+        let transport = runtime.block_on(async { GrpcTransport::new(cluster, me, BTreeMap::new()) });
         let endpoint = Endpoint::new(me, transport.clone());
         let keep = Arc::new(Keep::default());
         for kind in [Kind::Kv, Kind::RaftSnapshot] {
