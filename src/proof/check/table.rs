@@ -289,8 +289,8 @@ fn before(prefixes: &[Prefix], time: u64) -> Option<Prefix> {
     count.checked_sub(1).map(|last| prefixes[last])
 }
 
-/// How stale a read may be, by the level asked for and by what the answer says; none: as it likes. A scan has an answer
-/// from each of its partitions, of which one says nothing of the others.
+/// How stale a read may be, by the level asked for and by what the answer says (of a scan: by what the stalest of its
+/// answers says); none: as it likes.
 pub(super) fn bound_ns(op: &Op<'_>) -> Option<u64> {
     let mode = op.invoke.mode();
     let asked = match mode.mode {
@@ -299,7 +299,7 @@ pub(super) fn bound_ns(op: &Op<'_>) -> Option<u64> {
         Mode::Bounded => mode.bound_ms.map(|bound_ms| bound_ms.saturating_mul(NS_PER_MS)),
         Mode::Session | Mode::Eventual => None,
     };
-    let said = op.done.filter(|done| done.f != "scan").and_then(|done| done.srv.as_ref()?.lag_ms);
+    let said = op.done.and_then(|done| done.srv.as_ref()?.lag_ms);
     let said = said.map(|lag_ms| lag_ms.saturating_mul(NS_PER_MS));
     asked.into_iter().chain(said).min()
 }

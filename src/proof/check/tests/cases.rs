@@ -319,6 +319,12 @@ fn rows_in_other_ways() {
             ],
             &["rows:stale-beyond-bound"],
         ),
+        (
+            "a scan older than its stalest answer says",
+            "rows",
+            &["0 0..5 write b 1", "2 50..51 scan . {} -> {\"kvs\":[]} eventual lag=20"],
+            &["rows:stale-beyond-bound"],
+        ),
         ("an eventual scan", "rows", &["0 0..5 write b 1", "2 50..51 scan . {} -> {\"kvs\":[]} eventual"], &[]),
         (
             "lost in the end",
@@ -382,6 +388,12 @@ fn durability() {
             "register",
             &["0 0..5 write a 1", "0 6..7 delete a null", "2 60..61 read a null -> 1 final"],
             &["durable:resurrected", "levels:resurrected", "linear:not-linearizable"],
+        ),
+        (
+            "only a weak read looked",
+            "levels",
+            &["0 0..5 write a 1", "2 60..61 read a null -> 1 final eventual"],
+            &["durable:?not-looked-at", "durable:?nothing-to-judge"],
         ),
         (
             "nobody looked",
