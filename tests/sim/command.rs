@@ -16,14 +16,18 @@ use std::{
         Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant; // Real time: no runtime is entered here.
 
 /// Names of the commands; anything else is for the test harness.
 const COMMANDS: [&str; 5] = ["run", "soak", "shrink", "plan", "help"];
 
 /// From so many seeds on a soak must have seen enough.
 const GATED_SEEDS: u64 = 100;
+
+/// A soak says where it is after so many seeds.
+const PROGRESS_SEEDS: u64 = 50;
 
 /// Whole clusters in one thread, under a seed.
 #[derive(Parser)]
@@ -107,6 +111,11 @@ impl Sim {
                 let mut seen = Coverage::default();
                 seen.add(&outcome, began.elapsed());
                 println!("{seen}");
+                for (told, verdict) in outcome.told.iter().flat_map(|told| told.verdicts.iter().map(move |v| (told, v)))
+                {
+                    let (workload, checker) = (told.work.workload, &verdict.checker);
+                    println!("{workload}: {checker}: {:?}, looked at {:?}", verdict.valid, verdict.looked_at);
+                }
                 if outcome.failures.is_empty() {
                     return ExitCode::SUCCESS;
                 }
@@ -185,7 +194,8 @@ pub(crate) fn run_seeds(seeds: &Seeds) -> (Coverage, Vec<String>) {
 
 fn soak(hours: Option<f64>, count: Option<u64>, jobs: usize, from: u64) -> ExitCode {
     let until = hours.map(|hours| Instant::now() + Duration::from_secs_f64(hours * 3_600.0));
-    let count = count.unwrap_or(if until.is_some() { u64::MAX } else { 100 });
+    let usual = if until.is_some() { u64::MAX } else { GATED_SEEDS };
+    let count = count.unwrap_or(usual);
     let seeds = Seeds { until, ..Seeds::range(from, count) };
     let all = Mutex::new(Coverage::default());
     std::thread::scope(|scope| {
@@ -211,7 +221,13 @@ fn soak_seeds(seeds: &Seeds, all: &Mutex<Coverage>) {
         let plan = Plan::of(seed);
         let began = Instant::now();
         let outcome = run(&plan, false);
-        all.lock().unwrap().add(&outcome, began.elapsed());
+        {
+            let mut all = all.lock().unwrap();
+            all.add(&outcome, began.elapsed());
+            if all.seeds.is_multiple_of(PROGRESS_SEEDS) {
+                eprintln!("{} seeds, {} failed", all.seeds, all.failed);
+            }
+        }
         if outcome.failures.is_empty() {
             continue;
         }

@@ -30,102 +30,49 @@ pub(crate) enum Way {
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub(crate) enum Fault {
     /// Loses power: all that was not synced, or a part of it, torn anywhere.
-    Crash {
-        target: Target,
-        torn: bool,
-    },
+    Crash { target: Target, torn: bool },
     /// All nodes at once.
-    PowerLoss {
-        torn: bool,
-    },
+    PowerLoss { torn: bool },
     /// Does nothing for a while, and does not know.
-    Pause {
-        target: Target,
-    },
+    Pause { target: Target },
     /// One node and all others.
-    Isolate {
-        target: Target,
-        way: Way,
-    },
+    Isolate { target: Target, way: Way },
     /// Two sides that do not hear each other.
-    Split {
-        side: Vec<u64>,
-    },
+    Split { side: Vec<u64> },
     /// Frames of these do not reach those.
-    OneWay {
-        from: Vec<u64>,
-        to: Vec<u64>,
-    },
+    OneWay { from: Vec<u64>, to: Vec<u64> },
     /// Each node only hears its two neighbours.
-    Ring {
-        order: Vec<u64>,
-    },
+    Ring { order: Vec<u64> },
     /// Two sides that do not hear each other, but for one node that hears both.
-    Bridge {
-        over: u64,
-        side: Vec<u64>,
-    },
+    Bridge { over: u64, side: Vec<u64> },
     /// Nodes are cut off one after the other in one order, and freed in another.
-    Clog {
-        order: Vec<u64>,
-        free: Vec<u64>,
-    },
+    Clog { order: Vec<u64>, free: Vec<u64> },
     /// Every connection of a node breaks.
-    Disconnect {
-        target: Target,
-    },
+    Disconnect { target: Target },
     /// Every link is bad.
     BadLinks(Links),
     /// Syncs take this long.
-    SlowDisk {
-        target: Target,
-        sync_ms: u64,
-    },
+    SlowDisk { target: Target, sync_ms: u64 },
     /// Syncs do not end.
-    StalledDisk {
-        target: Target,
-    },
+    StalledDisk { target: Target },
     /// A sync fails, and the node ends, as the process does.
-    SyncError {
-        target: Target,
-    },
+    SyncError { target: Target },
     /// Nothing more can be written, and the node ends.
-    DiskFull {
-        target: Target,
-    },
+    DiskFull { target: Target },
     /// A bit of what is stored flips while the node is down. It must refuse to start, and stays down.
-    BitRot {
-        target: Target,
-    },
+    BitRot { target: Target },
     /// The wall clock jumps.
-    WallClock {
-        target: Target,
-        jump_ms: i64,
-    },
+    WallClock { target: Target, jump_ms: i64 },
     /// The clocks go wrong by so many millionths.
-    ClockRate {
-        target: Target,
-        ppm: i64,
-    },
+    ClockRate { target: Target, ppm: i64 },
     /// Leadership of a partition is handed on.
-    Transfer {
-        work: usize,
-        partition: u32,
-    },
+    Transfer { work: usize, partition: u32 },
     /// A node takes snapshots of all it holds.
-    Snapshot {
-        target: Target,
-    },
+    Snapshot { target: Target },
     /// One more node.
     Join,
-    CreateKeyspace {
-        name: String,
-        hashed: bool,
-        partitions: u32,
-    },
-    DropKeyspace {
-        name: String,
-    },
+    /// One more keyspace, which is dropped when the time is over.
+    Keyspace { name: String, hashed: bool, partitions: u32 },
 }
 
 impl Fault {
@@ -153,8 +100,7 @@ impl Fault {
             Self::Transfer { .. } => "transfer",
             Self::Snapshot { .. } => "snapshot",
             Self::Join => "join",
-            Self::CreateKeyspace { .. } => "create-keyspace",
-            Self::DropKeyspace { .. } => "drop-keyspace",
+            Self::Keyspace { .. } => "keyspace",
         }
     }
 }

@@ -220,7 +220,19 @@ impl Nemesis {
             Fault::Transfer { work, partition } => hit(self.transfer(*work, *partition)?),
             Fault::Snapshot { target } => hit(self.snapshot(target)?),
             Fault::Join => self.join()?,
-            Fault::CreateKeyspace { .. } | Fault::DropKeyspace { .. } => hit(self.churn(&planned.fault)?),
+            Fault::Keyspace { name, hashed, partitions } => {
+                let layout = if *hashed { Layout::Hashed } else { Layout::Ordered };
+                let (kind, cuts) = (KeyKind::Bytes, cuts(*hashed, *partitions));
+                let (name, avoid) = (name.clone(), BTreeSet::new());
+                hit(self.drive(Command::CreateKeyspace(CreateKeyspace {
+                    name,
+                    kind,
+                    layout,
+                    replicas: 0,
+                    cuts,
+                    avoid,
+                }))?)
+            }
             Fault::SlowDisk { .. }
             | Fault::StalledDisk { .. }
             | Fault::SyncError { .. }
@@ -244,6 +256,9 @@ impl Nemesis {
         }
         for n in &active.down {
             self.start(*n).await;
+        }
+        if let Fault::Keyspace { name, .. } = &planned.fault {
+            let _nobody_awake = self.drive(Command::DropKeyspace { name: name.clone() });
         }
         if active.links {
             world.network().shape_all(world.settings().links);
@@ -437,20 +452,11 @@ impl Nemesis {
         Some(Active::default())
     }
 
-    fn churn(&self, fault: &Fault) -> Option<u64> {
+    /// Has the placement driver do something, which may be in vain; returns the node that was asked.
+    fn drive(&self, command: Command) -> Option<u64> {
         let world = self.0.world.clone();
         let n = *world.awake().first()?;
         let life = world.life(n)?;
-        let command = match fault {
-            Fault::CreateKeyspace { name, hashed, partitions } => {
-                let layout = if *hashed { Layout::Hashed } else { Layout::Ordered };
-                let cuts = cuts(*hashed, *partitions);
-                let (name, avoid) = (name.clone(), BTreeSet::new());
-                Command::CreateKeyspace(CreateKeyspace { name, kind: KeyKind::Bytes, layout, replicas: 0, cuts, avoid })
-            }
-            Fault::DropKeyspace { name } => Command::DropKeyspace { name: name.clone() },
-            other => unreachable!("changes no keyspace: {other:?}"),
-        };
         let node = Arc::clone(&life.node);
         life.scope.enter(|| {
             spawn(async move {

@@ -274,7 +274,7 @@ fn timeline(seed: u64, nodes: u64, workloads: &[Work], chaos_ms: u64) -> Vec<Pla
 }
 
 /// Kinds of faults, as [`Fault::kind`] names them.
-pub(crate) const KINDS: [&str; 23] = [
+pub(crate) const KINDS: [&str; 22] = [
     "crash",
     "power-loss",
     "pause",
@@ -296,8 +296,7 @@ pub(crate) const KINDS: [&str; 23] = [
     "transfer",
     "snapshot",
     "join",
-    "create-keyspace",
-    "drop-keyspace",
+    "keyspace",
 ];
 
 fn target(rng: &mut StdRng, nodes: u64, workloads: &[Work]) -> Target {
@@ -369,12 +368,11 @@ fn fault(rng: &mut StdRng, kind: &str, nodes: u64, workloads: &[Work]) -> Fault 
         }
         "snapshot" => Fault::Snapshot { target },
         "join" => Fault::Join,
-        "create-keyspace" => Fault::CreateKeyspace {
-            name: format!("made{}", rng.random_range(0..3)),
+        "keyspace" => Fault::Keyspace {
+            name: format!("made{}", rng.random_range(0..1_000)),
             hashed: chance(rng, 0.5),
             partitions: rng.random_range(1..=3),
         },
-        "drop-keyspace" => Fault::DropKeyspace { name: format!("made{}", rng.random_range(0..3)) },
         other => unreachable!("no such kind of fault: {other}"),
     }
 }

@@ -9,7 +9,8 @@ use meridian::{
     node::Node,
     placement::{Map, Partition},
 };
-use std::sync::Arc;
+use serde_json::{Value as Json, json};
+use std::{collections::BTreeMap, sync::Arc};
 
 impl World {
     /// Waits until all that run agree on the map, every partition has the members it should have and a leader that all
@@ -73,6 +74,25 @@ impl World {
             }
         }
         Ok(map)
+    }
+
+    /// The digests of a keyspace's replicas, as histories note them.
+    pub(crate) fn digests(&self, keyspace: &str) -> Vec<Json> {
+        let nodes: Vec<Arc<Node>> = self.running().into_iter().map(|n| self.node(n)).collect();
+        let map = nodes[0].routing().map();
+        let Some(keyspace) = map.keyspace_by_name(keyspace) else { return Vec::new() };
+        let of = |partition: &Partition| {
+            let (mut applied, mut digests) = (BTreeMap::new(), BTreeMap::new());
+            for node in &nodes {
+                let Some(here) = node.partition(partition.id) else { continue };
+                let (at, digest) = here.group().read(|m, at| (at.index, m.store().digest()));
+                applied.insert(node.id().to_string(), at);
+                digests.insert(node.id().to_string(), format!("{digest:016x}"));
+            }
+            let (part, epoch) = (partition.id.0, partition.epoch.bounds);
+            json!({"part": part, "epoch": epoch, "applied": applied, "digests": digests})
+        };
+        map.partitions_of(keyspace.id).map(of).collect()
     }
 
     /// Whether all replicas that run have applied the same and are the same.

@@ -14,7 +14,7 @@ use meridian::{
     key::{Layout, PartitionId, position},
     log::memory::{Lose, SyncTime},
     proof::{
-        check::Verdict,
+        check::{Verdict, replicas},
         door::Door,
         history::{Event, Kind, Phase, Process},
         recorder::Recorder,
@@ -171,6 +171,9 @@ impl Course {
         }
         self.set_phase(Phase::Final);
         for (work, recorder) in self.plan.workloads.iter().zip(self.recorders.iter()) {
+            for digests in self.world.digests(work.keyspace()) {
+                recorder.nemesis(replicas::F, digests);
+            }
             let doors: Vec<Arc<dyn Door>> = doors(&self.world, &self.world.running(), 1).await;
             let until = Instant::now() + READS_WITHIN;
             let read = workload::final_reads(work.settings(), doors, Arc::clone(recorder), until).await;

@@ -9,10 +9,8 @@ use crate::{
     run::run,
     verdict::signature,
 };
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Duration};
+use tokio::time::Instant; // Real time: no runtime is entered here.
 
 /// How much may be tried.
 #[derive(Clone, Copy)]
@@ -103,11 +101,13 @@ impl Shrinker {
         while self.best.chaos_ms > 500 && self.attempt(|plan| plan.chaos_ms = plan.chaos_ms * 3 / 4) {}
     }
 
-    /// Faults name workloads by number, so these only go from the end, unless nobody names them.
+    /// Faults name workloads by number: what was aimed at another workload then hits something else, or nothing.
     fn drop_workloads(&mut self) {
         for at in (0..self.best.workloads.len()).rev() {
             if self.best.workloads.len() > 1 {
-                self.attempt(|plan| drop(plan.workloads.remove(at)));
+                self.attempt(|plan| {
+                    plan.workloads.remove(at);
+                });
             }
         }
         for at in 0..self.best.workloads.len() {

@@ -178,7 +178,9 @@ pub(crate) fn simulate_noting_panics<T>(
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let text = info.payload_as_str().unwrap_or("no message");
+            let payload = info.payload();
+            let text = payload.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
             let at = info.location().map_or_else(String::new, |at| format!("\nat {at}"));
             PANICS.with_borrow_mut(|panics| panics.push(format!("{text}{at}")));
             before(info);
