@@ -1,4 +1,4 @@
-//! Which replicas run here: those that the map names, no others.
+//! Which replicas run here: those that the map names, no others. One that stops by itself is opened again.
 
 use super::{DriverMachine, Node, Partition, PartitionMachine, driver, steward};
 use crate::{
@@ -40,7 +40,7 @@ pub(super) async fn run(node: Weak<Node>) {
 /// One pass; false when something has to be tried again.
 async fn follow(node: &Arc<Node>) -> bool {
     let map = node.routing.map();
-    if map.version() == 0 {
+    if map.version() == 0 || node.is_stopping() {
         return true;
     }
     if *node.kept.borrow() < map.version() || map.version() == 0 {
@@ -75,7 +75,11 @@ impl Node {
             self.host_driver(replica).await?;
             return Ok(());
         }
-        if self.partition(id).is_some_and(|here| here.group().replica() == replica) {
+        if let Some(here) = self.partition(id).filter(|here| here.group().replica() == replica) {
+            if here.group().is_stopping() {
+                self.partitions.write().remove(&id);
+                return self.find_again(here.group()).await;
+            }
             return self.initialize_if_asked(partition, replica).await;
         }
         let Some(keyspace) = map.keyspaces().get(&partition.keyspace) else {
@@ -105,6 +109,16 @@ impl Node {
         opened.map_err(explain)
     }
 
+    /// After a replica has stopped by itself (a snapshot that could not be kept, a defect): puts back what the log holds
+    /// of it, so that the next pass opens it again. Always an error, which makes that pass come after a pause.
+    async fn find_again<M: Machine>(&self, group: &Group<M>) -> Result<(), Error> {
+        group.shutdown().await;
+        let replica = group.replica().id;
+        let found = self.raft.recover(group.id(), replica).map_err(|error| explain(OpenError::Log(error)))?;
+        self.recovered.lock().insert((group.id(), replica), found);
+        Err(Error::new(Reason::Internal, "it has stopped by itself and is opened again"))
+    }
+
     /// While a partition is being created, its initializer's node gives the group its first members.
     async fn initialize_if_asked(&self, partition: &placement::Partition, replica: Replica) -> Result<(), Error> {
         if partition.phase != Phase::Creating || partition.initializer != replica.id {
@@ -119,6 +133,10 @@ impl Node {
     /// Runs this node's member of the placement driver.
     pub(super) async fn host_driver(self: &Arc<Self>, replica: Replica) -> Result<Group<DriverMachine>, Error> {
         if let Some(group) = self.driver_group().filter(|group| group.replica() == replica) {
+            if group.is_stopping() {
+                *self.driver.write() = None;
+                self.find_again(&group).await?;
+            }
             return Ok(group);
         }
         self.retire(DRIVER).await;
@@ -229,6 +247,47 @@ mod tests {
         Node::start(Parts { clock, endpoint, raft, recovered, map, keep_map: Box::new(|_| Ok(())) })
     }
 
+    fn founder() -> RegisterNode {
+        RegisterNode {
+            cluster_id: "c".into(),
+            uuid: "00000000-0000-4000-8000-000000000001".into(),
+            address: "node-1:7170".into(),
+            zone: String::new(),
+            weight_milli: 1_000,
+            previous: Some(NodeId(1)),
+            ephemeral: false,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_stops_by_itself_is_opened_again_with_all_it_had() {
+        let log = Arc::new(MemoryLog::immediate());
+        let alone = async move {
+            let node = start(&log, Moody(MemorySnapshots::default(), 0.into()), Map::default());
+            let deadline = Instant::now() + Duration::from_secs(30);
+            node.found("c".into(), founder(), 1, deadline).await.unwrap();
+            node.map_at_least(1).await;
+            let item = kv::Item {
+                key: "a".into(),
+                condition: kv::Condition::Any,
+                action: kv::Action::Put { value: "1".into() },
+                return_previous: false,
+            };
+            let write = kv::Write { session: None, op: kv::Op::Single(item) };
+            node.partitions()[0].write(write, deadline).await.unwrap();
+            let last = node.driver_group().unwrap().status().last_log;
+            // As if they had stopped by themselves: nobody takes them off the node.
+            node.driver_group().unwrap().shutdown().await;
+            node.partitions()[0].group().shutdown().await;
+            sleep(5 * RETRY_EVERY).await;
+            let (driver, partition) = (node.driver_group().unwrap(), node.partitions()[0].clone());
+            assert!(driver.is_leader() && driver.status().last_log > last, "the only member leads");
+            assert!(partition.group().is_leader());
+            assert_eq!(partition.group().read(|machine, _| machine.store().rows()), 1);
+        };
+        Scope::seeded(3).run(alone).await;
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_replica_that_cannot_be_opened_at_once_has_forgotten_nothing_when_it_can() {
         let log = Arc::new(MemoryLog::immediate());
@@ -236,17 +295,8 @@ mod tests {
         let log_here = Arc::clone(&log);
         let first = async move {
             let node = start(&log_here, Moody(MemorySnapshots::default(), 0.into()), Map::default());
-            let process = RegisterNode {
-                cluster_id: "c".into(),
-                uuid: "00000000-0000-4000-8000-000000000001".into(),
-                address: "node-1:7170".into(),
-                zone: String::new(),
-                weight_milli: 1_000,
-                previous: Some(NodeId(1)),
-                ephemeral: false,
-            };
             let deadline = Instant::now() + Duration::from_secs(30);
-            node.found("c".into(), process, 1, deadline).await.unwrap();
+            node.found("c".into(), founder(), 1, deadline).await.unwrap();
             node.map_at_least(1).await;
             let last = node.driver_group().unwrap().status().last_log;
             (Map::clone(&node.routing().map()), last)

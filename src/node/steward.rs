@@ -57,6 +57,11 @@ pub(super) async fn watch_leadership<M: Machine>(node: Weak<Node>, group: Group<
                 this.stewarding.notify_one();
             }
         }
+        if group.is_stopping() {
+            // By itself, perhaps: then it has to be opened again.
+            this.map_changed.notify_one();
+            return;
+        }
         drop(this);
         if leadership.changed().await.is_err() {
             return;

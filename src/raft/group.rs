@@ -447,6 +447,12 @@ impl<M: Machine> Group<M> {
         taken.await
     }
 
+    /// Whether it is stopping, or has stopped, by itself or because it was told to.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.0.running.is_stopping()
+    }
+
     /// Stops taking part, in good order. Idempotent; what is stored stays.
     pub async fn shutdown(&self) {
         self.0.running.shutdown().await;

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     env::{self, Clock},
     key::{NodeId, PartitionId, ReplicaId},
-    log::{LogEngine, snapshots::SnapshotStore},
+    log::{LogEngine, Recovered, snapshots::SnapshotStore},
     transport::{
         Kind,
         endpoint::{Endpoint, Reply, Service},
@@ -24,6 +24,7 @@ use openraft::Config;
 use parking_lot::RwLock;
 use std::{
     collections::BTreeMap,
+    io,
     sync::{Arc, atomic::AtomicU64},
 };
 use tokio::sync::{Semaphore, mpsc};
@@ -100,6 +101,15 @@ impl RaftHub {
     #[must_use]
     pub fn groups(&self) -> Vec<(PartitionId, ReplicaId)> {
         self.routes.read().iter().map(|(group, (replica, _))| (*group, *replica)).collect()
+    }
+
+    /// What the log holds of a replica that does not run any more, with all that it submitted. Reads the whole log of the
+    /// node and blocks meanwhile: for rare cases.
+    ///
+    /// # Errors
+    /// When the stored bytes are damaged or cannot be read.
+    pub fn recover(&self, group: PartitionId, replica: ReplicaId) -> io::Result<Recovered> {
+        Ok(self.engine.recover()?.remove(&(group, replica)).unwrap_or_default())
     }
 
     /// Sends the messages for a replica to `queue`; false if the group has a replica here already.
