@@ -323,11 +323,7 @@ impl<C: Caller> Router<C> {
     }
 
     /// Opens a session, by one of `ahead` only if no other node answers: their clocks are. Says which node did.
-    async fn open_session(
-        &self,
-        ahead: &[NodeId],
-        deadline: Instant,
-    ) -> Result<(NodeId, v1::OpenSessionReply), Error> {
+    async fn open_session(&self, ahead: &[NodeId], deadline: Instant) -> Result<(NodeId, v1::OpenSessionReply), Error> {
         let nodes: Vec<NodeId> = self.routing().look().nodes().keys().copied().collect();
         let start = self.rotate();
         let near = self.caller().prefer();

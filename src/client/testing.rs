@@ -469,7 +469,10 @@ impl Caller for Arc<Fake> {
             let Some(route) = request.route else {
                 world.sessions += 1;
                 let client_id = Bytes::copy_from_slice(&u128::from(world.sessions).to_be_bytes());
-                let reply = v1::OpenSessionReply { client_id, opened: if world.ahead.contains(&to.0) { AHEAD } else { world.sessions } };
+                let reply = v1::OpenSessionReply {
+                    client_id,
+                    opened: if world.ahead.contains(&to.0) { AHEAD } else { world.sessions },
+                };
                 return Ok(v1::Reply { id: 0, result: Some(reply::Result::OpenSession(reply)) });
             };
             world.calls.push((to.0, name_of(&op)));
