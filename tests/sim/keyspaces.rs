@@ -64,6 +64,7 @@ fn a_node_that_was_cut_off_creates_and_retires_its_replicas_when_healed() {
         assert!(world.node(3).partition(id).is_some(), "it has not been told yet");
 
         world.heal();
+        holds(&world, 3, "new", true).await;
         writer.put("new", "b", "2").await;
         world.at_rest().await;
         assert!(world.node(3).partition(id).is_none());

@@ -44,6 +44,8 @@ struct Active {
     cuts: Vec<(u64, u64)>,
     clogs: Vec<(u64, u64)>,
     down: Vec<u64>,
+    /// Nodes whose next sync fails, and their lives.
+    failing: Vec<(u64, u64)>,
     paused: Vec<Arc<Scope>>,
     disks: Vec<u64>,
     full: Vec<u64>,
@@ -249,10 +251,19 @@ impl Nemesis {
         }
         active.paused.iter().for_each(|scope| scope.resume());
         active.rates.iter().for_each(|n| world.clock(*n).set_rate(0));
-        active.disks.iter().for_each(|n| world.set_pace(*n, world.settings().disks));
+        for n in &active.disks {
+            world.disk(*n).stall(Duration::ZERO);
+            world.set_pace(*n, world.settings().disks);
+        }
         for n in &active.full {
             world.disk(*n).set_full(false);
             world.snapshots(*n).set_full(false);
+        }
+        for (n, life) in &active.failing {
+            // It had nothing to sync yet: the failure would come when everything is to be sound.
+            if world.lives(*n) == *life && world.life(*n).is_some() {
+                world.crash(*n, Lose::All).await;
+            }
         }
         for n in &active.down {
             self.start(*n).await;
@@ -368,13 +379,13 @@ impl Nemesis {
             Fault::StalledDisk { target } => {
                 let n = self.find(target)?;
                 world.disk(n).stall(Duration::from_millis(planned.for_ms));
-                hit(n)
+                Active { disks: vec![n], ..hit(n) }
             }
             Fault::SyncError { target } => {
                 let n = self.awake(target)?;
                 let left = if planned.seed.is_multiple_of(2) { FailedSync::Kept } else { FailedSync::Lost };
                 world.disk(n).fail_next_sync(left);
-                Active { down: vec![n], ..hit(n) }
+                Active { down: vec![n], failing: vec![(n, world.lives(n))], ..hit(n) }
             }
             Fault::DiskFull { target } => {
                 let n = self.awake(target)?;

@@ -87,7 +87,8 @@ fn a_disk_that_fails_acknowledges_nothing() {
         };
         let error = crate::client::ask(&world, 1, Op::Put(put), DEADLINE).await.unwrap_err();
         assert_eq!(error.outcome, Some(meridian::error::Outcome::Unknown), "{error:?}");
-        world.crash(1, Lose::All).await;
+        assert!(world.life(1).is_none(), "the process ends");
+        world.settled(1).await;
         world.restart(1);
         world.at_rest().await;
         assert!(get(&world, 1, "default", "before", &Level::Linearizable, DEADLINE).await.unwrap().found);
