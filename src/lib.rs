@@ -91,5 +91,6 @@ pub mod client;
 pub mod node;
 // Layer 4: the surface, and what tries to break it.
 pub mod cli;
+pub mod drill;
 pub mod proof;
 pub mod server;

@@ -5,7 +5,7 @@
 use super::{
     cluster::holds,
     failure::Failure,
-    options::{Format, Level, Options},
+    options::{Format, Given, Level, Options},
     output::{Output, ReadView},
     remote::Remote,
 };
@@ -50,6 +50,7 @@ pub async fn run(cluster: &mut DevCluster, output: &mut Output) -> Result<(), Fa
         deadline: Duration::from_secs(DEADLINE_S),
         output: Format::Table,
         hex: false,
+        given: Given::default(),
     };
     let mut tour = Tour { remote: Remote::connect(&options).await?, output };
     tour.load().await?;

@@ -24,6 +24,9 @@ pub const UNAVAILABLE: u8 = 5;
 /// A write may or may not have happened.
 pub const OUTCOME_UNKNOWN: u8 = 6;
 
+/// A drill could not find out whether the cluster keeps its promises.
+pub const INCONCLUSIVE: u8 = 7;
+
 /// Why a command ends with another exit code than 0.
 #[derive(Debug)]
 pub enum Failure {
@@ -35,6 +38,8 @@ pub enum Failure {
     NotFound(String),
     /// A condition did not hold.
     ConditionNotMet(String),
+    /// A drill that says nothing of the cluster.
+    Inconclusive(String),
     /// The reader of stdout has gone away: nothing to say, and no one to say it to.
     OutputClosed,
     /// Anything else.
@@ -50,6 +55,7 @@ impl Failure {
             Self::Usage(_) => USAGE,
             Self::NotFound(_) => NOT_FOUND,
             Self::ConditionNotMet(_) => CONDITION_NOT_MET,
+            Self::Inconclusive(_) => INCONCLUSIVE,
             Self::OutputClosed => OK,
             Self::Other(_) => ERROR,
         }
@@ -117,7 +123,10 @@ impl fmt::Display for Failure {
                 }
                 advice(error).map_or(Ok(()), |advice| write!(f, "\n  next: {advice}"))
             }
-            Self::Usage(message) | Self::NotFound(message) | Self::ConditionNotMet(message) => f.write_str(message),
+            Self::Usage(message)
+            | Self::NotFound(message)
+            | Self::ConditionNotMet(message)
+            | Self::Inconclusive(message) => f.write_str(message),
             Self::OutputClosed => Ok(()),
             Self::Other(error) => write!(f, "error: {error:#}"),
         }

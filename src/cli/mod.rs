@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod dev;
+pub mod drill;
 pub mod failure;
 pub mod keyspace;
 pub mod kv;
@@ -23,7 +24,7 @@ pub mod start;
 pub mod text;
 pub mod units;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use failure::Failure;
 use options::{Format, Options};
 use output::Output;
@@ -31,7 +32,8 @@ use std::process::ExitCode;
 
 /// A strongly consistent, distributed, in-memory key-value store with range queries.
 ///
-/// Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 condition not met, 5 unavailable, 6 outcome of a write unknown.
+/// Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 condition not met, 5 unavailable, 6 outcome of a write unknown,
+/// 7 a drill that says nothing.
 #[derive(Parser, Debug)]
 #[command(name = "meridian", version, max_term_width = 100)]
 pub struct Cli {
@@ -69,6 +71,8 @@ enum Command {
     Bench(bench::Command),
     /// Judge recorded histories
     Check(check::Check),
+    /// Try to break a cluster, and judge what its clients were told
+    Drill(Box<drill::Drill>),
     /// Print the version
     Version,
 }
@@ -76,7 +80,9 @@ enum Command {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    cli.options.given = options::Given::of(&matches);
     #[cfg(feature = "planted")]
     if let Err(error) = crate::plant::set_from_env() {
         eprintln!("{error}");
@@ -115,6 +121,7 @@ async fn run(cli: Cli, output: &mut Output) -> Result<(), Failure> {
         Command::Partition(command) => cluster::partition(&command, &options, output).await,
         Command::Bench(command) => bench::run(command, &options, output).await,
         Command::Check(args) => check::run(&args, output),
+        Command::Drill(args) => Box::pin(drill::run(*args, &options, output)).await,
         Command::Version => match output.format {
             Format::Json => output.json(&serde_json::json!({ "version": env!("CARGO_PKG_VERSION") })),
             Format::Table | Format::Plain => output.line(concat!("meridian ", env!("CARGO_PKG_VERSION"))),
@@ -125,7 +132,6 @@ async fn run(cli: Cli, output: &mut Output) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(std::iter::once("meridian").chain(line.split_whitespace()))
@@ -177,6 +183,10 @@ mod tests {
             "bench scan --rows 10 --keys 100",
             "check out",
             "check out/history.jsonl other.jsonl --workload levels -o json",
+            "drill",
+            "drill --seconds 40 --faults kill,partition --workload register,bank --nodes 3 --replicas 3 --seed 7 --out d",
+            "drill --hours 0.5 --faults none --netns",
+            "drill --endpoints a:1,b:2 --consistency bounded=200ms -o json",
             "version",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
@@ -208,6 +218,9 @@ mod tests {
             "kv get k --deadline 5",
             "kv incr k x",
             "dev --nodes 0",
+            "drill --faults meteor",
+            "drill --workload everything",
+            "drill --hours 1 --seed 7",
             "bench get --clients 0",
             "check",
             "check out --workload other",

@@ -6,7 +6,7 @@ use super::{failure::Failure, units};
 use crate::{node::config, proto::v1};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
-use clap::{Args, ValueEnum};
+use clap::{ArgMatches, Args, ValueEnum, parser::ValueSource};
 use std::time::Duration;
 
 /// Options before or after any command.
@@ -35,6 +35,28 @@ pub struct Options {
     /// Keys and values given as arguments are hexadecimal
     #[arg(long, global = true, help_heading = "Options of every command")]
     pub hex: bool,
+    /// What was said on the command line itself.
+    #[arg(skip)]
+    pub given: Given,
+}
+
+/// Options said on the command line, not by a variable and not by default. A drill hurts no cluster because of a variable.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Given {
+    /// `--endpoints`.
+    pub endpoints: bool,
+    /// `--consistency`.
+    pub consistency: bool,
+}
+
+impl Given {
+    /// What these arguments say.
+    #[must_use]
+    pub fn of(matches: &ArgMatches) -> Self {
+        let last = matches.subcommand().map_or(matches, |(_, matches)| matches);
+        let given = |id| last.value_source(id) == Some(ValueSource::CommandLine);
+        Self { endpoints: given("endpoints"), consistency: given("consistency") }
+    }
 }
 
 /// How results are printed.

@@ -97,11 +97,13 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("node", &["server", "cli"]),
     ("server", &["cli"]),
     ("cli", &["kv", "placement", "log", "raft", "transport"]),
-    ("proof", &["kv", "placement", "log", "raft", "transport", "node", "server", "cli"]),
+    ("proof", &["kv", "placement", "log", "raft", "transport", "node", "server", "cli", "drill"]),
+    ("drill", &["kv", "placement", "log", "raft", "transport", "node", "server", "cli"]),
 ];
 
 /// Where `proto::` may be named: the border itself, and what sends.
-const WIRE: &[&str] = &["proto.rs", "server/", "client/", "cli/", "proof/", "transport/grpc.rs", "transport/grpc/"];
+const WIRE: &[&str] =
+    &["proto.rs", "server/", "client/", "cli/", "proof/", "drill/", "transport/grpc.rs", "transport/grpc/"];
 
 /// Words of other systems for what is called partition, replica or node here.
 const BANNED: &[&str] = &["region", "shard", "tablet"];
