@@ -6,7 +6,7 @@
 //! Invariants:
 //! * frames of one lane of one link, from one node to another, are never reordered, whatever its delays; snapshots have
 //!   a lane of their own, as over gRPC;
-//! * only a frame that [stands alone](stands_alone) strays: comes late, or a second time. gRPC never does that. It is
+//! * only a frame that stands alone (`stands_alone`) strays: comes late, or a second time. gRPC never does that. It is
 //!   what senders do that ask again after a lost connection, while what they sent before is still on its way;
 //! * a frame is lost when its link is cut at the moment it is sent or at the moment it would arrive; a cut is silent, as
 //!   in a real network, while a removed node is [`SendError::NotConnected`], and [`MemoryNetwork::disconnect`] tells
