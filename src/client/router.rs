@@ -136,7 +136,7 @@ impl<C: Caller> Router<C> {
             Op::Scan(scan) => Box::pin(self.scan(scan, deadline)).await.map(reply::Result::Scan),
             Op::Count(count) => Box::pin(self.count(count, deadline)).await.map(reply::Result::Count),
             Op::OpenSession(_) => {
-                let opened = self.open_session(&[], deadline).await;
+                let opened = self.open_session(None, &[], deadline).await;
                 opened.map(|(_, reply)| reply::Result::OpenSession(reply))
             }
             op => Box::pin(self.execute_write(op, deadline)).await.map_err(|error| match error.outcome {
@@ -297,10 +297,11 @@ impl<C: Caller> Router<C> {
             return self.run(&job).await;
         }
         let mut ahead = Vec::new();
+        let mut leader = None;
         let mut sessions = 0;
         loop {
             sessions += 1;
-            let ticket = self.shared.sessions.begin(|| self.open_session(&ahead, deadline)).await?;
+            let ticket = self.shared.sessions.begin(|| self.open_session(leader, &ahead, deadline)).await?;
             if let Some(session) = session_mut(&mut op) {
                 *session = Some(ticket.to_pb());
             }
@@ -315,6 +316,9 @@ impl<C: Caller> Router<C> {
                     }
                     if error.reason == Reason::SessionAhead {
                         ahead.push(ticket.opened_by());
+                        // The partition's time is its leader's.
+                        let partition = place(&self.routing().look()).ok().flatten();
+                        leader = partition.and_then(|id| self.routing().leader(id)).map(|leader| leader.node);
                     }
                 }
                 other => return other,
@@ -322,11 +326,17 @@ impl<C: Caller> Router<C> {
         }
     }
 
-    /// Opens a session, by one of `ahead` only if no other node answers: their clocks are. Says which node did.
-    async fn open_session(&self, ahead: &[NodeId], deadline: Instant) -> Result<(NodeId, v1::OpenSessionReply), Error> {
+    /// Opens a session, by `first` or the nearest node if they answer, and by one of `ahead` only if no other does: their
+    /// clocks are. Says which node did.
+    async fn open_session(
+        &self,
+        first: Option<NodeId>,
+        ahead: &[NodeId],
+        deadline: Instant,
+    ) -> Result<(NodeId, v1::OpenSessionReply), Error> {
         let nodes: Vec<NodeId> = self.routing().look().nodes().keys().copied().collect();
         let start = self.rotate();
-        let near = self.caller().prefer();
+        let near = first.or_else(|| self.caller().prefer());
         let others = (0..nodes.len()).map(|i| nodes[(start + i) % nodes.len()]);
         let mut order: Vec<NodeId> = near.into_iter().chain(others.filter(|node| Some(*node) != near)).collect();
         order.sort_by_key(|node| (ahead.contains(node), self.is_suspect(*node)));
