@@ -9,6 +9,8 @@ use crate::{
     verdict::{Failure, Failures, judged},
     world::{Settings, World, simulate_noting_panics},
 };
+use bytes::Bytes;
+use futures_util::future::join_all;
 use meridian::{
     env::spawn,
     key::{Layout, PartitionId, position},
@@ -208,26 +210,31 @@ impl Course {
         }
     }
 
-    /// Every partition takes a write, and every node reads from it.
+    /// Every partition takes a write through every node, and is read through every node; all at the same time.
     async fn probe_all(&self) -> bool {
         let until = Instant::now() + WORKS_WITHIN;
+        let works =
+            |work: &Work| self.probe_keys(work).into_iter().map(|key| (work.keyspace(), key)).collect::<Vec<_>>();
+        let keys = self.plan.workloads.iter().flat_map(works);
+        join_all(keys.map(|(keyspace, key)| self.probe(keyspace, key.into(), until)))
+            .await
+            .into_iter()
+            .all(|works| works)
+    }
+
+    async fn probe(&self, keyspace: &str, key: Bytes, until: Instant) -> bool {
         let world = &self.world;
-        for work in &self.plan.workloads {
-            for key in self.probe_keys(work) {
-                let (space, key) = (work.keyspace().to_owned(), bytes::Bytes::from(key));
-                let delete = v1::DeleteRequest { keyspace: space.clone(), key: key.clone(), ..Default::default() };
-                let read = v1::GetRequest { keyspace: space, key, ..Default::default() };
-                for n in world.running() {
-                    let what = "every partition takes a write through every node";
-                    let delete = || ask(world, n, Op::Delete(delete.clone()));
-                    if !self.insist(what, until, delete).await {
-                        return false;
-                    }
-                    let what = "every partition is read through every node";
-                    if !self.insist(what, until, || ask(world, n, Op::Get(read.clone()))).await {
-                        return false;
-                    }
-                }
+        let delete = v1::DeleteRequest { keyspace: keyspace.into(), key: key.clone(), ..Default::default() };
+        let read = v1::GetRequest { keyspace: keyspace.into(), key, ..Default::default() };
+        for n in world.running() {
+            let what = "every partition takes a write through every node";
+            let delete = || ask(world, n, Op::Delete(delete.clone()));
+            if !self.insist(what, until, delete).await {
+                return false;
+            }
+            let what = "every partition is read through every node";
+            if !self.insist(what, until, || ask(world, n, Op::Get(read.clone()))).await {
+                return false;
             }
         }
         true
