@@ -166,6 +166,8 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mode: watch::Rece
                 return;
             }
         }
+        // The end of a connection does not pass a cut either; dropping `to` is what tells it.
+        passable(&mut seen).await;
     };
     tokio::pin!(writing);
     // What was read before the end is written, unless the other end is gone.
