@@ -87,6 +87,8 @@ bugs! {
     RestartAppliesUncommitted = "restart-applies-uncommitted", "etcd #13766", "equal replicas, register (values of failed writes)";
     /// The log on disk is cut beyond what the snapshot holds.
     PurgeBeyondSnapshot = "purge-beyond-snapshot", "P16; TiKV raft-log-gc", "rest after the heal (the replica cannot be restored)";
+    /// A change of the map is confirmed without being kept.
+    MapNotKept = "map-not-kept", "TiKV test_bootstrap_half_way_failure", "rest after the heal (maps differ)";
 
     // Who agrees.
 
