@@ -17,6 +17,7 @@ use super::{
 use crate::{
     key::{PartitionId, ReplicaId},
     log::snapshots::{SnapshotHandle, SnapshotStore, SnapshotWriter},
+    plant::{Bug, planted},
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use openraft::{RaftSnapshotBuilder, alias::SnapshotOf};
@@ -26,11 +27,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 use tokio::sync::{Mutex, Notify};
 
 /// Bytes that a machine is asked for at a time: it is locked for as long as that takes.
 pub(super) const CHUNK_BYTES: usize = 128 << 10;
+
+/// How long a disk takes for a chunk, when a planted bug needs one that takes time.
+const CHUNK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Longest chunk accepted; a machine exceeds [`CHUNK_BYTES`] by one row at most.
 const CHUNK_BYTES_MAX: usize = 64 << 20;
@@ -241,6 +246,10 @@ impl Taker {
                 Frozen::Chunk(chunk) => writer = self.vault.write(writer, framed(chunk)).await?,
                 Frozen::End => break,
                 Frozen::Replaced => return self.overtaken().await,
+            }
+            if planted(Bug::SnapshotAhead) {
+                // Snapshots in memory take no time, in which nothing can be written.
+                tokio::time::sleep(CHUNK_PAUSE).await;
             }
             tokio::task::yield_now().await;
         }

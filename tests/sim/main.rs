@@ -21,6 +21,8 @@ mod keep;
 mod keyspaces;
 mod nemesis;
 mod plan;
+#[cfg(feature = "planted")]
+mod planted;
 mod rest;
 mod restarts;
 mod run;

@@ -331,7 +331,7 @@ fn shuffled(rng: &mut StdRng, nodes: u64) -> Vec<u64> {
     all
 }
 
-fn fault(rng: &mut StdRng, kind: &str, nodes: u64, workloads: &[Work]) -> Fault {
+pub(crate) fn fault(rng: &mut StdRng, kind: &str, nodes: u64, workloads: &[Work]) -> Fault {
     let target = target(rng, nodes, workloads);
     match kind {
         "crash" => Fault::Crash { target, torn: chance(rng, 0.5) },

@@ -46,6 +46,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         }));
     }
     trials.push(Trial::test("seeds::together_they_saw_enough", enough));
+    #[cfg(feature = "planted")]
+    trials.extend(crate::planted::trials());
     trials
 }
 
