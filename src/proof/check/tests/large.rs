@@ -4,8 +4,8 @@ use super::{
     super::{Valid, judge},
     generate::{Settings, generate},
 };
-use crate::proof::history::{RunInfo, SCHEMA, write};
-use std::{fs, io::Write as _};
+use crate::proof::history::{RunInfo, SCHEMA, read, write};
+use std::{fs, io::Write as _, path::PathBuf};
 
 fn settings() -> Settings {
     Settings { seed: 50, operations: 50_000, keys: 75, clients: 20, unknown: 0.02, stall_ns: 500_000_000 }
@@ -27,18 +27,21 @@ fn fifty_thousand_operations_are_judged() {
     assert!(linear.violations[0].events.len() < 20, "{linear:#?}");
 }
 
-/// `cargo test writes_a_large_history -- --ignored`, then `meridian check` on the folder says how long it takes.
+/// With `MERIDIAN_HISTORY=DIR` the folder stays, and `meridian check DIR` says how long it takes.
 #[test]
-#[ignore = "only to measure `meridian check`"]
-fn writes_a_large_history() {
-    let folder = std::env::temp_dir().join("meridian-history-50000");
+fn a_large_history_survives_its_file() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = std::env::var_os("MERIDIAN_HISTORY").map_or_else(|| temporary.path().to_owned(), PathBuf::from);
     fs::create_dir_all(&folder).unwrap();
-    let mut file = std::io::BufWriter::new(fs::File::create(folder.join("history.jsonl")).unwrap());
-    for event in generate(&settings()) {
-        write(&mut file, &event).unwrap();
+    let path = folder.join("history.jsonl");
+    let mut file = std::io::BufWriter::new(fs::File::create(&path).unwrap());
+    let events = generate(&settings());
+    for event in &events {
+        write(&mut file, event).unwrap();
     }
     file.flush().unwrap();
     let run = RunInfo { schema: SCHEMA.to_owned(), workload: "register".to_owned(), ..RunInfo::default() };
     fs::write(folder.join("run.json"), serde_json::to_vec_pretty(&run).unwrap()).unwrap();
-    println!("{}", folder.display());
+    let read = read(std::io::BufReader::new(fs::File::open(&path).unwrap())).unwrap();
+    assert!(read == events, "{} of {} events", read.len(), events.len());
 }
