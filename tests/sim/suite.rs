@@ -92,7 +92,7 @@ fn regression(name: &str, text: &str) -> Result<(), Failed> {
     if outcome.failures.is_empty() { Ok(()) } else { Err(command::explain(name, &plan, &outcome).into()) }
 }
 
-/// The first of the fresh seeds, unless `SIM_SEED` gives another. Always the same for now: about one seed in 300 meets an
+/// The first of the fresh seeds, unless `SIM_SEED` gives another. Always the same for now: a seed in several hundred meets an
 /// assertion of openraft (tests/README.md, "Open"), and no change is to fail by a coin toss. `soak` takes others.
 const FIRST_SEED: u64 = 930_393_000;
 
