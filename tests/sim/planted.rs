@@ -105,12 +105,12 @@ fn provoked(bug: Bug) -> Provoked {
         ),
         Bug::ReadIndexUnconfirmed => new(20, &[Register], CUTS, isolated_leaders, STALE),
         Bug::ReadJoinsRoundUnderWay => new(20, &[Levels], &[], very_slow_links, LEVELS),
-        Bug::ReadBeforeApplied => new(10, &[Levels], CUTS, slow_links, LEVELS),
+        Bug::ReadBeforeApplied => new(10, &[Levels], &[], very_slow_links, LEVELS),
         Bug::LeaseNeverExpires => new(20, &[Register], CUTS, isolated_leaders, STALE),
         Bug::LinearizableWeakened => new(10, &[Register], CUTS, isolated_leaders, STALE),
         Bug::FreshWithoutProof => new(10, &[Levels], CUTS, nothing, LEVELS),
         Bug::FreshNotedLate => new(20, &[Levels], &[], very_slow_links, LEVELS),
-        Bug::StalenessClaimedZero => new(20, &[Levels], CUTS, slow_links, LEVELS),
+        Bug::StalenessClaimedZero => new(20, &[Levels], &[], very_slow_links, LEVELS),
         Bug::SessionTokenIgnored => new(10, &[Levels], CUTS, nothing, &["session-went-back"]),
         Bug::WriteTokenEarly => new(20, &[Levels], &[], slow_links, &["session-went-back"]),
         Bug::DedupeDisabled => new(5, &[Counter], &[], lost_answers, TWICE),
@@ -135,7 +135,7 @@ fn provoked(bug: Bug) -> Provoked {
         Bug::ConditionIgnored => new(5, &[Register], &[], nothing, &["not-linearizable", "lost-write", "stale-read"]),
         Bug::BatchHalfApplied => new(5, &[Bank], &[], nothing, &["broken-sum"]),
         Bug::FullBatchLosesEntry => new(5, &[Register, Counter], DEATHS, no_snapshots, APART),
-        Bug::VersionsGoBack => new(20, &[Register], &["isolate", "transfer", "crash"], wrong_clocks, &["version"]),
+        Bug::VersionsGoBack => new(20, &[Register], &["isolate", "transfer", "transfer"], wrong_clocks, &["version"]),
         Bug::SnapshotWithoutSessions => new(5, &[Counter], DEATHS, snapshots_all_the_time, APART),
         Bug::SnapshotWithoutLastRow => new(5, &[Register], DEATHS, snapshots_all_the_time, APART),
         Bug::SnapshotAhead => new(5, &[Counter], DEATHS, snapshots_all_the_time, APART),
@@ -221,7 +221,7 @@ fn impatient(plan: &mut Plan) {
 /// Leaders change, and their clocks are a minute apart.
 fn wrong_clocks(plan: &mut Plan) {
     isolated_leaders(plan);
-    plan.clocks = [-60_000, 0, 60_000].map(|wall_off_ms| NodeClock { wall_off_ms, rate_ppm: 0 }).to_vec();
+    plan.clocks = [60_000, 0, -60_000].map(|wall_off_ms| NodeClock { wall_off_ms, rate_ppm: 0 }).to_vec();
 }
 
 fn work(workload: Workload, rng: &mut StdRng) -> Work {
