@@ -5,11 +5,12 @@
 //! * tasks go through [`env::spawn`], randomness through [`env::ScopeRng`], so that both follow the node's scope;
 //! * the watch channel wakes in order ([`super::watch`]);
 //! * a sleep shorter than [`SLEEP_MIN`] is one turn of the scheduler: tokio would round it up to a millisecond, and
-//!   openraft paces the completions of log writes with sleeps of one microsecond.
+//!   openraft paces the completions of log writes with sleeps of one microsecond. A sleep until a moment, however near,
+//!   takes until then: openraft's ticks compute the next moment from the time at which they wake.
 
 use super::watch::OrderedWatch;
 use crate::env::{self, ScopeRng};
-use openraft::async_runtime::{AsyncRuntime, Instant as _};
+use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_tokio::{TokioInstant, TokioMpsc, TokioMutex, TokioOneshot, TokioRuntime};
 use std::{
     future::Future,
@@ -76,7 +77,7 @@ impl AsyncRuntime for Rt {
     }
 
     fn sleep_until(deadline: TokioInstant) -> Sleep {
-        Self::sleep(deadline.saturating_duration_since(TokioInstant::now()))
+        Sleep::Clock(Box::pin(TokioRuntime::sleep_until(deadline)))
     }
 
     fn timeout<R, F: Future<Output = R> + Send>(duration: Duration, future: F) -> Self::Timeout<R, F> {
@@ -110,7 +111,7 @@ impl AsyncRuntime for Rt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use openraft::rt::testing::Suite;
+    use openraft::{async_runtime::Instant as _, rt::testing::Suite};
 
     #[test]
     fn openraft_accepts_the_runtime() {
@@ -124,5 +125,8 @@ mod tests {
         assert_eq!(before.elapsed(), Duration::ZERO);
         Rt::sleep(Duration::from_millis(5)).await;
         assert!(before.elapsed() >= Duration::from_millis(5));
+        let soon = TokioInstant::now() + SLEEP_MIN / 2;
+        Rt::sleep_until(soon).await;
+        assert!(TokioInstant::now() >= soon, "whoever wakes too early sleeps until the same moment again, for ever");
     }
 }

@@ -14,7 +14,7 @@ use super::{
     codec::{Damaged, Reader},
     machine::AnyCell,
     snapshots::{Incoming, Snapshot, Vault},
-    types::{Raft, SnapshotMeta, Vote},
+    types::{LogId, Raft, SnapshotMeta, Vote},
     wire::{self, Address, Piece, Status, Turn},
 };
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     transport::{Kind, endpoint::Reply},
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use std::{collections::BTreeMap, future::Future, io, sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, mpsc},
@@ -278,8 +279,22 @@ impl Server {
 
     async fn install(&self, vote: Vote, meta: SnapshotMeta, received: Incoming) -> io::Result<Vote> {
         let snapshot = Snapshot { meta, snapshot: received.finish()? };
+        if self.holds(vote, snapshot.meta.last_log_id).await? {
+            return Ok(vote);
+        }
         let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(io::Error::other)?;
         Ok(response.vote)
+    }
+
+    /// Whether the log of this replica durably holds what a snapshot of `vote`'s leader ends with; if so, it is known to
+    /// be committed from now on, and the snapshot has nothing to add.
+    ///
+    /// A leader that takes too long to hear of its appends sends a snapshot that ends before them. openraft would take it
+    /// for a step back of the log, and asserts that there is none.
+    async fn holds(&self, vote: Vote, upto: Option<LogId>) -> io::Result<bool> {
+        let append = AppendEntriesRequest { vote, prev_log_id: upto, entries: Vec::new(), leader_commit: upto };
+        let response = self.raft.append_entries(append).await.map_err(io::Error::other)?;
+        Ok(matches!(response, AppendEntriesResponse::Success))
     }
 
     /// Forgets a transfer that has stalled.
