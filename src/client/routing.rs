@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! * the map's version never goes back, and a map of another cluster is never taken;
-//! * of two leaders of a partition the one of the higher term is believed.
+//! * of two leaders of a partition the one of the higher term is believed; one term can have several, one after the
+//!   other, each of a higher replica id than the one before.
 
 use crate::{
     error::Hint,
@@ -131,17 +132,25 @@ impl Routing {
     pub fn learn(&self, hint: &Hint) -> bool {
         let Some(node) = hint.leader else { return false };
         let news = Leader { node, term: hint.term };
-        if self.leader(hint.partition).is_some_and(|held| held.term > news.term || held == news) {
+        let is_news =
+            |held: Leader| held != news && self.order(hint.partition, held) <= self.order(hint.partition, news);
+        if !self.leader(hint.partition).is_none_or(is_news) {
             return false;
         }
         let mut leaders = self.leaders.write();
-        if leaders.get(&hint.partition).is_some_and(|held| held.term > news.term) {
+        if !leaders.get(&hint.partition).copied().is_none_or(is_news) {
             return false;
         }
         leaders.insert(hint.partition, news);
         drop(leaders);
         self.tell();
         true
+    }
+
+    /// Orders the leaders of a partition in time, as the votes of their replicas do.
+    fn order(&self, partition: PartitionId, leader: Leader) -> (u64, Option<ReplicaId>) {
+        let replica = self.look().partition(partition).and_then(|partition| partition.replica_on(leader.node));
+        (leader.term, replica.map(|replica| replica.id))
     }
 
     /// The leader last heard of.
@@ -290,6 +299,21 @@ mod tests {
         assert!(routing.learn(&hint(3, 6)));
         assert_eq!(routing.leader(PartitionId(1)), Some(Leader { node: NodeId(3), term: 6 }));
         assert!(!routing.learn(&Hint { leader: None, ..hint(0, 9) }));
+    }
+
+    #[test]
+    fn of_the_leaders_of_one_term_the_one_of_the_higher_replica_came_last() {
+        let replica = |replica, node| v1::Replica { replica, node, ..Default::default() };
+        let partition =
+            v1::Partition { id: 1, keyspace: 1, replicas: vec![replica(7, 1), replica(8, 2)], ..Default::default() };
+        let routing = Routing::new();
+        let _ = routing.apply_update(v1::TopologyUpdate { partitions: vec![partition], ..update(1, &[]) }, 0);
+        assert!(routing.learn(&hint(1, 5)));
+        assert!(routing.learn(&hint(2, 5)));
+        assert!(!routing.learn(&hint(1, 5)), "its notice is late");
+        assert!(!routing.learn(&hint(9, 5)), "it is no member any more");
+        assert_eq!(routing.leader(PartitionId(1)), Some(Leader { node: NodeId(2), term: 5 }));
+        assert!(routing.learn(&hint(1, 6)));
     }
 
     #[test]
