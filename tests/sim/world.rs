@@ -330,7 +330,11 @@ impl World {
         });
         assert!(machine.life.is_none() && !machine.crashing, "node {n} runs already");
         let recovered = machine.disk.recover()?;
-        machine.disk.put_meta("map", map.encode())?;
+        if let Err(full) = machine.disk.put_meta("map", map.encode()) {
+            // The failure was that of a process which has ended by it.
+            machine.disk.crash(Lose::All);
+            return Err(full);
+        }
         machine.lives += 1;
         let scope = Scope::seeded(self.0.seed.wrapping_mul(1_000_000).wrapping_add(n * 1_000 + machine.lives));
         let life = scope.enter(|| {
