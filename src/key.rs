@@ -50,6 +50,9 @@ id!(
 /// The placement driver's group.
 pub const DRIVER: PartitionId = PartitionId(0);
 
+/// Index of the log at which a group that begins with a state begins: that of a partition split off another.
+pub const SEED_INDEX: u64 = 1;
+
 /// Hybrid logical time of a row's last write: milliseconds since 1970 in the upper 44 bits, a counter in the lower 20.
 pub type Version = u64;
 

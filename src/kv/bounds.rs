@@ -4,6 +4,9 @@ use crate::error::{Error, Reason};
 use crate::key::{Layout, Span, Tokens, printable, token};
 use bytes::Bytes;
 
+/// The epoch of a partition that was created as it is, neither split off nor merged.
+const EPOCH_FIRST: u64 = 1;
+
 /// The partition does not own what was asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NotOwned {
@@ -29,6 +32,10 @@ pub(super) struct Bounds {
     span: Span,
     /// Hashed layout: `span` as tokens, or `None` when it is empty.
     tokens: Option<Tokens>,
+    /// Goes up with every change of the span.
+    epoch: u64,
+    /// Set while nothing is owned although the span says so: the version of the map that asked for it.
+    sealed: Option<u64>,
 }
 
 /// The part of an interval that lies in a partition.
@@ -49,12 +56,35 @@ impl Part {
 }
 
 impl Bounds {
+    /// The bounds that a partition is created with.
     pub(super) fn new(layout: Layout, span: Span) -> Self {
+        Self::at(layout, span, EPOCH_FIRST, None)
+    }
+
+    pub(super) fn at(layout: Layout, span: Span, epoch: u64, sealed: Option<u64>) -> Self {
         let tokens = match layout {
             Layout::Ordered => None,
             Layout::Hashed => Tokens::of_span(&span),
         };
-        Self { layout, span, tokens }
+        Self { layout, span, tokens, epoch, sealed }
+    }
+
+    /// From now on `span` is owned.
+    pub(super) fn reshape(&mut self, span: Span) {
+        *self = Self::at(self.layout, span, self.epoch + 1, None);
+    }
+
+    /// Seals or unseals.
+    pub(super) fn seal(&mut self, sealed: Option<u64>) {
+        self.sealed = sealed;
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(super) fn sealed(&self) -> Option<u64> {
+        self.sealed
     }
 
     pub(super) fn layout(&self) -> Layout {
@@ -65,11 +95,16 @@ impl Bounds {
         &self.span
     }
 
-    pub(super) fn owns(&self, key: &[u8]) -> bool {
+    /// Whether rows of this key are kept here, sealed or not.
+    pub(super) fn holds(&self, key: &[u8]) -> bool {
         match self.layout {
             Layout::Ordered => self.span.contains(key),
             Layout::Hashed => self.tokens.is_some_and(|tokens| tokens.contains(token(key))),
         }
+    }
+
+    fn owns(&self, key: &[u8]) -> bool {
+        self.sealed.is_none() && self.holds(key)
     }
 
     pub(super) fn check(&self, key: &Bytes) -> Result<(), NotOwned> {
@@ -79,6 +114,9 @@ impl Bounds {
     /// The part of an interval that lies here. Ordered: it begins at the interval's leading edge (its end, if
     /// `reverse`), which must be owned. Hashed: the keys asked, and the tokens asked that are owned, at least one.
     pub(super) fn part(&self, span: &Span, tokens: Option<Tokens>, reverse: bool) -> Result<Part, NotOwned> {
+        if self.sealed.is_some() {
+            return Err(self.not_owned(Some(&span.start)));
+        }
         match self.layout {
             Layout::Ordered if span.is_empty() => Ok(Part { span: span.clone(), tokens: None, filter: None }),
             Layout::Ordered => {

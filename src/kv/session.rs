@@ -223,6 +223,63 @@ impl Sessions {
         }
     }
 
+    /// Takes in what a neighbour remembers, so that nothing that either side has applied is judged new.
+    pub(super) fn merge(&mut self, other: Self) {
+        // A client that one side has never heard of, or has forgotten, is as good as forgotten if it was opened before
+        // that side's horizon.
+        let doubtful = |mine: &Self, theirs: &Self| -> Vec<u128> {
+            let unknown = |id: &&u128| !theirs.clients.contains_key(id);
+            let before = |id: &u128| mine.clients[id].opened <= theirs.horizon;
+            mine.clients.keys().filter(unknown).copied().filter(before).collect()
+        };
+        let (forget, leave) = (doubtful(self, &other), doubtful(&other, self));
+        self.horizon = self.horizon.max(other.horizon);
+        for id in forget {
+            self.evict(id);
+        }
+        for (id, client) in other.clients {
+            if leave.contains(&id) {
+                self.horizon = self.horizon.max(client.opened);
+            } else {
+                self.take_in(id, Arc::unwrap_or_clone(client));
+            }
+        }
+        self.evict_beyond_limits(0);
+    }
+
+    fn take_in(&mut self, id: u128, theirs: Client) {
+        let Some(mine) = self.clients.get(&id).cloned() else {
+            let mut client = Client { bytes: 0, replies: VecDeque::new(), ..theirs.clone() };
+            for remembered in theirs.replies {
+                client.remember(id, remembered, &mut self.totals);
+            }
+            self.by_use.insert((client.last_used, id));
+            self.clients.insert(id, Arc::new(client));
+            return;
+        };
+        if mine.opened != theirs.opened {
+            // Ids are random: this is a client that reuses one. Neither is known any more.
+            self.horizon = self.horizon.max(theirs.opened);
+            self.evict(id);
+            return;
+        }
+        let client = Arc::make_mut(self.clients.get_mut(&id).expect("it was found above"));
+        client.raise_floor(id, theirs.floor, &mut self.totals);
+        let known: BTreeSet<u64> = client.replies.iter().map(|remembered| remembered.sequence).collect();
+        // What both were answered before they were cut apart is the same.
+        let news =
+            |remembered: &Remembered| remembered.sequence >= client.floor && !known.contains(&remembered.sequence);
+        for remembered in theirs.replies.into_iter().filter(news).collect::<Vec<_>>() {
+            client.remember(id, remembered, &mut self.totals);
+        }
+        if theirs.last_used > client.last_used {
+            self.by_use.remove(&(client.last_used, id));
+            self.by_use.insert((theirs.last_used, id));
+            client.last_used = theirs.last_used;
+        }
+        client.trim(id, &self.limits, &mut self.totals);
+    }
+
     fn evict_beyond_limits(&mut self, current: u128) {
         while self.clients.len() as u64 > self.limits.sessions_max || self.totals.bytes > self.limits.bytes_max {
             match self.by_use.iter().find(|(_, id)| *id != current) {

@@ -21,8 +21,8 @@ use std::ops::Bound::{Excluded, Unbounded};
 
 /// First bytes of the header's body, after its kind.
 const MAGIC: &[u8] = b"MERIDIAN-KV";
-/// The format that is written.
-const SNAPSHOT_FORMAT: u8 = 1;
+/// The format that is written. Format 1 had neither epoch nor seal.
+const SNAPSHOT_FORMAT: u8 = 2;
 
 const HEADER: u8 = 1;
 const SESSIONS: u8 = 2;
@@ -95,6 +95,9 @@ impl Store {
             Layout::Hashed => 1,
         }]);
         put_span(&mut header, self.span());
+        put_u64(&mut header, self.epoch());
+        // Versions of maps begin at 1.
+        put_u64(&mut header, self.sealed().unwrap_or(0));
         put_u64(&mut header, self.applied());
         put_u64(&mut header, self.last_version());
         put_u64(&mut header, sessions.horizon());
@@ -328,7 +331,8 @@ impl Header {
         if reader.take(MAGIC.len())? != MAGIC {
             return reader.fail("this is not a snapshot of a partition");
         }
-        if reader.u8()? != SNAPSHOT_FORMAT {
+        let format = reader.u8()?;
+        if !(1..=SNAPSHOT_FORMAT).contains(&format) {
             return reader.fail("a snapshot of an unknown format");
         }
         if reader.u8()? != 0 {
@@ -336,10 +340,12 @@ impl Header {
         }
         let layout = if reader.flag()? { Layout::Hashed } else { Layout::Ordered };
         let span: Span = reader.span(Bytes::copy_from_slice)?;
+        let (epoch, sealed) = if format == 1 { (1, 0) } else { (reader.u64()?, reader.u64()?) };
         let (applied, last_version, horizon) = (reader.u64()?, reader.u64()?, reader.u64()?);
         let limits = SessionLimits::decode(reader)?;
         let sessions = Sessions::new(limits, horizon);
-        Ok(Self { bounds: Bounds::new(layout, span), applied, last_version, sessions })
+        let bounds = Bounds::at(layout, span, epoch, (sealed > 0).then_some(sealed));
+        Ok(Self { bounds, applied, last_version, sessions })
     }
 }
 
@@ -353,7 +359,7 @@ fn take_row(reader: &mut Reader<'_>, bounds: &Bounds, rows: &mut Vec<(Box<[u8]>,
     if rows.last().is_some_and(|(before, _)| **before >= *key) {
         return reader.fail("rows out of order");
     }
-    if !bounds.owns(key) {
+    if !bounds.holds(key) {
         return reader.fail("a row that lies outside of the partition");
     }
     rows.push((key.into(), Row { value, version }));

@@ -73,13 +73,17 @@ impl Store {
     /// # Panics
     /// If `index` does not lie above every index applied before: the log would be applied twice.
     pub fn apply(&mut self, index: u64, command: &Command) -> Vec<Reply> {
-        assert!(index > self.applied, "entry {index} after {} was applied: entries are applied once", self.applied);
-        self.applied = index;
+        self.advance(index);
         // The next version is one above: at least the stamp.
         let stamp = command.stamp.saturating_sub(1);
         self.last_version = if planted(Bug::VersionsGoBack) { stamp } else { self.last_version.max(stamp) };
         self.sessions.expire(self.last_version);
         command.writes.iter().map(|write| self.apply_write(write)).collect()
+    }
+
+    pub(super) fn advance(&mut self, index: u64) {
+        assert!(index > self.applied, "entry {index} after {} was applied: entries are applied once", self.applied);
+        self.applied = index;
     }
 
     fn apply_write(&mut self, write: &Write) -> Reply {
@@ -310,6 +314,18 @@ impl Store {
         self.bounds.span()
     }
 
+    /// How often what it owns has changed: 1 at first, one more with every split, merge and fence.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.bounds.epoch()
+    }
+
+    /// While it is sealed: the version of the map that asked for it.
+    #[must_use]
+    pub fn sealed(&self) -> Option<u64> {
+        self.bounds.sealed()
+    }
+
     /// The keyspace's layout.
     #[must_use]
     pub fn layout(&self) -> Layout {
@@ -321,7 +337,8 @@ impl Store {
     /// carry it: how it is computed is part of their format.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        mix(self.table.digest() ^ mix(self.last_version ^ mix(self.sessions.digest())))
+        let shape = self.epoch() - 1; // Nothing for a partition that was created as it is.
+        mix(self.table.digest() ^ mix(self.last_version ^ mix(self.sessions.digest() ^ shape)))
     }
 
     /// Keys that rows can have: those of the span, or any in the hashed layout.
@@ -342,6 +359,31 @@ impl Store {
 
     pub(super) fn session_table(&self) -> &Sessions {
         &self.sessions
+    }
+
+    pub(super) fn bounds_mut(&mut self) -> &mut Bounds {
+        &mut self.bounds
+    }
+
+    pub(super) fn table_mut(&mut self) -> &mut Table {
+        &mut self.table
+    }
+
+    /// The same state, not frozen.
+    pub(super) fn copy(&self) -> Self {
+        let table = self.table.copy();
+        Self::from_parts(self.bounds.clone(), table, self.sessions.clone(), self.applied, self.last_version)
+    }
+
+    pub(super) fn into_rows(self) -> (Table, Sessions) {
+        (self.table, self.sessions)
+    }
+
+    /// Takes in the rows and sessions of a neighbour.
+    pub(super) fn take_in(&mut self, table: Table, sessions: Sessions, last_version: Version) {
+        self.table.extend(table);
+        self.sessions.merge(sessions);
+        self.last_version = self.last_version.max(last_version);
     }
 
     pub(super) fn freeze_parts(&mut self) -> (&mut Option<Freeze>, &mut Table) {

@@ -10,7 +10,7 @@
 
 use super::codec::{Sink, mix, put_bytes, put_u64};
 use crate::{
-    key::{Span, Version},
+    key::{Layout, Span, Version, position_of_token, token},
     plant::{Bug, planted},
 };
 use bytes::Bytes;
@@ -125,6 +125,35 @@ impl Table {
         {
             undo.rows.insert(key.into(), before.cloned());
         }
+    }
+
+    /// Takes the rows at positions from `at` on away, as a table of their own.
+    pub(super) fn split_off(&mut self, at: &[u8], layout: Layout) -> Self {
+        let right = match layout {
+            Layout::Ordered => self.rows.split_off(at),
+            Layout::Hashed => {
+                let rows = std::mem::take(&mut self.rows).into_iter();
+                let (left, right): (Vec<_>, Vec<_>) = rows.partition(|(key, _)| *position_of_token(token(key)) < *at);
+                self.rows = left.into_iter().collect();
+                right.into_iter().collect()
+            }
+        };
+        for (key, row) in &right {
+            self.changed(key, Some(row));
+        }
+        Self::from_ascending(right.into_iter().collect())
+    }
+
+    /// Takes all rows of another table, whose keys are others.
+    pub(super) fn extend(&mut self, other: Self) {
+        for (key, row) in other.rows {
+            self.put(&key, row);
+        }
+    }
+
+    /// The same rows, not frozen.
+    pub(super) fn copy(&self) -> Self {
+        Self { rows: self.rows.clone(), bytes: self.bytes, digest: self.digest, undo: None }
     }
 
     /// From now on [`Table::next_frozen`] gives the rows as they are now.

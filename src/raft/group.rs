@@ -217,6 +217,12 @@ impl<M: Machine> Group<M> {
         Ok(Self(Arc::new(Inner { running, cell, fresh: Arc::default() })))
     }
 
+    /// Asks the others for the leadership, if nobody holds it.
+    pub async fn campaign(&self) {
+        let running = Arc::clone(&self.0.running);
+        detached(async move { running.campaign().await }).await;
+    }
+
     /// The group.
     #[must_use]
     pub fn id(&self) -> PartitionId {

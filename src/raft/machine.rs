@@ -39,6 +39,12 @@ pub trait Machine: Send + Sync + Sized + 'static {
     /// command that makes no sense gets a reply that says so.
     fn apply(&mut self, at: LogPosition, command: Bytes) -> Self::Reply;
 
+    /// Whether a snapshot may be begun. Not while something that was applied still has to be made durable elsewhere: the
+    /// log, which could make it again, is cut after a snapshot.
+    fn may_freeze(&self) -> bool {
+        true
+    }
+
     /// Begins a snapshot of the state as it is now. Commands may be applied while it is taken.
     fn freeze(&mut self);
 
@@ -131,8 +137,8 @@ impl<M: Machine> AnyRestorer for ErasedRestorer<M> {
 pub(super) trait AnyCell: Send + Sync + 'static {
     /// Applies entries in order, then answers those who wait.
     fn apply(&self, items: Vec<Item>);
-    /// Begins a snapshot; returns the generation that it is of.
-    fn freeze(&self) -> u64;
+    /// Begins a snapshot; returns the generation that it is of. None while the machine allows none.
+    fn freeze(&self) -> Option<u64>;
     /// The next step of the snapshot of `generation`.
     fn freeze_next(&self, generation: u64, bytes_max: usize) -> Frozen;
     /// Ends the snapshot of `generation`.
@@ -184,10 +190,13 @@ impl<M: Machine> AnyCell for Cell<M> {
         }
     }
 
-    fn freeze(&self) -> u64 {
+    fn freeze(&self) -> Option<u64> {
         let mut state = self.state.write();
+        if !state.machine.may_freeze() {
+            return None;
+        }
         state.machine.freeze();
-        state.generation
+        Some(state.generation)
     }
 
     fn freeze_next(&self, generation: u64, bytes_max: usize) -> Frozen {

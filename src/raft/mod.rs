@@ -9,6 +9,7 @@
 //!   must be elected again: otherwise two leaders could hold a lease, or one could not know what it had committed;
 //! * replica ids are never reused: a destroyed one is never opened again, and messages for another incarnation of a
 //!   replica are not answered;
+//! * a group that begins with a state begins with the same one on every member ([`seed`]), and is never initialized;
 //! * no call into openraft is cancelled: openraft panics when a call that watches it stop is dropped half-way.
 
 mod barrier;
@@ -23,6 +24,7 @@ mod quiet;
 mod replica;
 mod replicated;
 mod runtime;
+mod seed;
 mod serve;
 mod snapshots;
 mod storage;
@@ -38,3 +40,4 @@ pub use group::{Group, Leadership, OpenError, ReadPoint, Role, Status, WriteErro
 pub use hub::RaftHub;
 pub use machine::{LogPosition, Machine, Restorer};
 pub use members::MembersError;
+pub use seed::seed;

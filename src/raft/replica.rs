@@ -16,6 +16,7 @@ use super::{
     network::Network,
     quiet::Quiet,
     replicated::Replicated,
+    seed,
     serve::{self, Server},
     snapshots::Vault,
     storage::Log,
@@ -124,8 +125,8 @@ impl Running {
             append_deadline: hub.config.append_deadline(),
             quiet: quiet.clone(),
         };
-        // What has voted may have promised a lease to a leader that still counts on it.
-        let has_voted = found.vote.is_some();
+        // What has voted may have promised a lease to a leader that still counts on it. A seed has voted for nobody.
+        let has_voted = found.vote.is_some() && !seed::is_pristine(found);
         let config = Arc::clone(&hub.openraft[usize::from(has_voted)]);
         let votes_from = Instant::now() + if has_voted { hub.config.lease() } else { Duration::ZERO };
         let raft = Raft::build(replica.0, config, network, log.clone(), machine)
@@ -166,6 +167,12 @@ impl Running {
             server,
             released: Mutex::new(Some(released)),
         }))
+    }
+
+    /// Asks the others for the leadership, if nobody holds it.
+    pub(super) async fn campaign(&self) {
+        // A core that has stopped does not campaign.
+        let _ = self.raft.trigger().elect(true).await;
     }
 
     /// Whether the replica is stopping or has stopped.

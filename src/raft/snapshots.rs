@@ -148,6 +148,19 @@ impl Vault {
         .await
     }
 
+    /// Stores a snapshot made of these chunks of a machine.
+    ///
+    /// # Errors
+    /// When the store could not.
+    pub(super) async fn keep(&self, chunks: Vec<Bytes>, meta: &SnapshotMeta) -> io::Result<()> {
+        let mut writer = self.create().await?;
+        for chunk in chunks {
+            writer = self.write(writer, framed(chunk)).await?;
+        }
+        self.finish(writer, meta).await?;
+        Ok(())
+    }
+
     async fn finish(&self, writer: Box<dyn SnapshotWriter>, meta: &SnapshotMeta) -> io::Result<SnapshotHandle> {
         let meta = codec::store_meta(meta);
         self.io(move || writer.finish(meta)).await
@@ -234,8 +247,11 @@ impl Taker {
         if vault.taking.swap(true, Ordering::AcqRel) {
             return None;
         }
+        let Some(generation) = cell.freeze() else {
+            vault.taking.store(false, Ordering::Release);
+            return None;
+        };
         vault.since.store(0, Ordering::Release);
-        let generation = cell.freeze();
         Some(Self { cell: Arc::clone(cell), vault: Arc::clone(vault), meta, generation })
     }
 

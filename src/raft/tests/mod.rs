@@ -3,5 +3,6 @@
 mod faults;
 mod groups;
 mod lifecycle;
+mod seeds;
 mod suite;
 mod world;

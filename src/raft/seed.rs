@@ -1,0 +1,70 @@
+//! Seeds: what the replicas of a group that begins with a state find when they are opened for the first time.
+//!
+//! A child of a split begins with rows that its parent's log has decided. Every member makes the same seed by itself: a
+//! snapshot of that state at index [`SEED_INDEX`] of term 0, a log that begins after it, and the vote that goes with it.
+//!
+//! Invariants:
+//! * the snapshot is durable before the vote and the log's beginning are, so that a replica is seeded completely or not
+//!   at all;
+//! * a seeded replica has promised nothing to anybody: it may vote and campaign at once.
+
+use super::{
+    codec,
+    hub::RaftHub,
+    machine::Machine,
+    snapshots::{CHUNK_BYTES, Vault},
+    types::{Membership, SnapshotMeta, StoredMembership, Vote, log_id},
+};
+use crate::{
+    key::{NodeId, PartitionId, Replica, ReplicaId, SEED_INDEX},
+    log::{Record, Recovered},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
+use tokio::sync::oneshot;
+
+/// Term of the seed: that of no election.
+const SEED_TERM: u64 = 0;
+
+/// Makes what replica `replica` of `group` begins with durable: the state of `machine`, and `members` as the voters, of
+/// which `leader` is named as the seed's author, the same on all. Returns what to open the replica with.
+///
+/// # Errors
+/// When it could not be made durable; to be tried again.
+pub async fn seed<M: Machine>(
+    hub: &Arc<RaftHub>,
+    group: PartitionId,
+    replica: ReplicaId,
+    members: &[Replica],
+    leader: ReplicaId,
+    machine: &mut M,
+) -> io::Result<Recovered> {
+    let at = log_id(SEED_TERM, leader.0, SEED_INDEX);
+    let voters: BTreeSet<u64> = members.iter().map(|member| member.id.0).collect();
+    let nodes: BTreeMap<u64, NodeId> = members.iter().map(|member| (member.id.0, member.node)).collect();
+    let membership = Membership::new(vec![voters], nodes).map_err(io::Error::other)?;
+    let meta = SnapshotMeta { last_log_id: Some(at), last_membership: StoredMembership::new(Some(at), membership) };
+    let vault = Vault::new(group, replica, Arc::clone(&hub.snapshots));
+    machine.freeze();
+    let chunks = std::iter::from_fn(|| machine.freeze_next(CHUNK_BYTES)).collect();
+    machine.thaw();
+    vault.keep(chunks, &meta).await?;
+    let vote = codec::store_vote(&Vote::new_committed(SEED_TERM, leader.0));
+    let marker = codec::store_log_id(&at);
+    let (durable, kept) = oneshot::channel();
+    let done = move |result| drop(durable.send(result));
+    hub.engine.submit(group, replica, Record::Purge { upto: SEED_INDEX, marker: marker.clone() }, None);
+    hub.engine.submit(group, replica, Record::Vote(vote.clone()), Some(Box::new(done)));
+    kept.await.unwrap_or_else(|_| Err(io::Error::other("the log engine has stopped")))?;
+    Ok(Recovered { vote: Some(vote), purged: Some((SEED_INDEX, marker)), ..Recovered::default() })
+}
+
+/// Whether a replica is as it was seeded: it has heard of no leader and voted for none.
+#[must_use]
+pub(super) fn is_pristine(found: &Recovered) -> bool {
+    let vote = found.vote.as_ref().and_then(|vote| codec::recover_vote(vote).ok());
+    vote.is_some_and(|vote| vote.leader_id.term == SEED_TERM)
+}

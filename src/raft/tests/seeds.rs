@@ -1,0 +1,63 @@
+//! Groups that begin with a state.
+
+use super::world::*;
+use crate::{
+    key::SEED_INDEX,
+    log::Recovered,
+    raft::{LogPosition, Machine as _, RaftConfig, seed},
+};
+use std::sync::Arc;
+
+/// Seeds the replica of node `n` of a group of nodes 1 to 3, led by node 1 at first; what to open it with.
+async fn seed_on(world: &World, n: u64) -> Recovered {
+    let mut machine = Pairs::default();
+    machine.apply(LogPosition::default(), pair("old", 7));
+    let members = [1, 2, 3].map(replica);
+    let hub = Arc::clone(&world.nodes[&n].life.as_ref().unwrap().hub);
+    world
+        .on(n, async move { seed(&hub, GROUP, replica(n).id, &members, replica(1).id, &mut machine).await })
+        .await
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_seeded_group_elects_at_once_and_takes_in_who_missed_it() {
+    let mut world = World::new(1, RaftConfig::default());
+    for n in 1..=3 {
+        world.start(n);
+    }
+    for n in 1..=2 {
+        let found = seed_on(&world, n).await;
+        assert_eq!(found, world.found(replica(n)), "it is durable");
+        world.open(replica(n)).await;
+        assert_eq!(world.get(n, "old").as_deref(), Some("7"));
+        assert_eq!(world.groups[&n].applied().index, SEED_INDEX);
+    }
+    let began = tokio::time::Instant::now();
+    world.groups[&1].campaign().await;
+    eventually("the first of them leads", || world.groups[&1].is_leader()).await;
+    assert!(began.elapsed() < RaftConfig::default().lease(), "nobody had to wait: {:?}", began.elapsed());
+    // It has not seen what the others were made of: it gets a snapshot.
+    world.open(replica(3)).await;
+    let at = world.write("new", 8).await;
+    world.agree(at).await;
+    assert_eq!(world.get(3, "old").as_deref(), Some("7"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_seeded_replica_that_dies_at_once_comes_back_seeded() {
+    let mut world = World::new(2, RaftConfig::default());
+    for n in 1..=3 {
+        world.start(n);
+        seed_on(&world, n).await;
+    }
+    for n in 1..=3 {
+        world.crash(n).await;
+    }
+    for n in 1..=3 {
+        world.restart(n).await;
+    }
+    let at = world.write("new", 8).await;
+    world.agree(at).await;
+    assert_eq!(world.get(2, "old").as_deref(), Some("7"));
+}
