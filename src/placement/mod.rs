@@ -11,14 +11,19 @@
 //! * the same commands in the same order give the same bytes on every machine;
 //! * no step lowers the number of live members above a partition's quorum.
 
+pub mod balance;
 pub mod command;
+pub mod doctor;
 pub mod limits;
+pub mod load;
 pub mod map;
 pub mod plan;
 pub mod ring;
 pub mod state;
 
+pub use balance::Balancer;
 pub use command::{Answer, Command, CreateKeyspace, Cuts, Refusal, RegisterNode, Reply, Step};
+pub use load::{Loads, PartitionLoad};
 pub use map::{Fit, Keyspace, Map, MapDelta, Node, Partition, Phase};
 pub use plan::{Decision, Health, Liveness, driver_replicas, plan};
 pub use ring::{Placer, Ring};

@@ -191,7 +191,12 @@ fn not_alive(state: &State, liveness: &Liveness) -> BTreeSet<NodeId> {
 
 /// The decision for `nodes`, unless it would leave fewer live members above the quorum, or cannot commit for want of
 /// one.
-fn set_target(partition: &Partition, nodes: Vec<NodeId>, liveness: &Liveness, why: String) -> Option<Decision> {
+pub(super) fn set_target(
+    partition: &Partition,
+    nodes: Vec<NodeId>,
+    liveness: &Liveness,
+    why: String,
+) -> Option<Decision> {
     let members: Vec<NodeId> = partition.members.iter().map(|replica| replica.node).collect();
     let spare = |nodes: &[NodeId]| {
         let live = nodes.iter().filter(|node| liveness.is_alive(**node)).count();
@@ -205,4 +210,4 @@ fn set_target(partition: &Partition, nodes: Vec<NodeId>, liveness: &Liveness, wh
 
 #[cfg(test)]
 #[path = "plan_tests.rs"]
-mod tests;
+pub(super) mod tests;

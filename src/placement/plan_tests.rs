@@ -3,7 +3,7 @@ use crate::key::{KeyKind, KeyspaceId, Layout, PartitionId, Replica};
 use crate::placement::{Command, CreateKeyspace, Cuts, RegisterNode, Reply, state::DRIVER_FIRST};
 use proptest::prelude::*;
 
-fn process(id: u64, zone: &str) -> RegisterNode {
+pub(in crate::placement) fn process(id: u64, zone: &str) -> RegisterNode {
     RegisterNode {
         cluster_id: String::new(),
         uuid: format!("00000000-0000-4000-8000-{id:012x}"),
@@ -16,7 +16,7 @@ fn process(id: u64, zone: &str) -> RegisterNode {
 }
 
 /// A cluster whose nodes, n1 first, are in these zones, and whose groups have all reported.
-fn cluster(zones: &[&str]) -> State {
+pub(in crate::placement) fn cluster(zones: &[&str]) -> State {
     let mut state = State::new();
     let node = process(1, zones[0]);
     state.apply(Command::Bootstrap { cluster_id: "c".to_owned(), node, replicas_default: 3 }).expect("first command");
@@ -27,7 +27,7 @@ fn cluster(zones: &[&str]) -> State {
     state
 }
 
-fn create(state: &mut State, replicas: u32, partitions: u32) -> KeyspaceId {
+pub(in crate::placement) fn create(state: &mut State, replicas: u32, partitions: u32) -> KeyspaceId {
     let request = CreateKeyspace {
         name: format!("k{replicas}.{partitions}"),
         kind: KeyKind::Integer { max: 1 << 20 },
@@ -43,7 +43,7 @@ fn create(state: &mut State, replicas: u32, partitions: u32) -> KeyspaceId {
 }
 
 /// Every group becomes its target and says so.
-fn arrive(state: &mut State) {
+pub(in crate::placement) fn arrive(state: &mut State) {
     let moving: Vec<Partition> = state.map().partitions().values().filter(|p| !p.is_at_rest()).cloned().collect();
     for partition in moving {
         let members_epoch = partition.epoch.members + 1;
@@ -52,20 +52,20 @@ fn arrive(state: &mut State) {
     }
 }
 
-fn liveness(alive: impl IntoIterator<Item = u64>, dead: &[u64]) -> Liveness {
+pub(in crate::placement) fn liveness(alive: impl IntoIterator<Item = u64>, dead: &[u64]) -> Liveness {
     let alive = alive.into_iter().map(|id| (NodeId(id), Health::Alive { for_ms: ALIVE_AFTER_MS }));
     let dead = dead.iter().map(|id| (NodeId(*id), Health::Silent { for_ms: DEAD_AFTER_MS }));
     Liveness(alive.chain(dead).collect())
 }
 
-fn perform(state: &mut State, decisions: &[Decision]) {
+pub(in crate::placement) fn perform(state: &mut State, decisions: &[Decision]) {
     for decision in decisions {
         assert_eq!(state.apply(Command::Step(decision.step.clone())), Ok(Reply::Stepped), "{decision:?}");
     }
 }
 
 /// Plans and performs until nothing is left to do.
-fn settle(state: &mut State, liveness: &Liveness) {
+pub(in crate::placement) fn settle(state: &mut State, liveness: &Liveness) {
     for _ in 0..1_000 {
         let decisions = plan(state, liveness);
         if decisions.is_empty() {
@@ -228,7 +228,7 @@ fn nothing_is_planned_before_there_is_a_cluster() {
     assert_eq!(plan(&State::new(), &liveness([1], &[])), []);
 }
 
-fn spare(members: &[Replica], liveness: &Liveness) -> i64 {
+pub(in crate::placement) fn spare(members: &[Replica], liveness: &Liveness) -> i64 {
     let live = members.iter().filter(|replica| liveness.is_alive(replica.node)).count() as i64;
     live - (members.len() as i64 / 2 + 1)
 }

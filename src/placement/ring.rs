@@ -37,12 +37,14 @@ fn token_of(uuid: &str, i: u32) -> u64 {
     first_u64(&hash.finalize())
 }
 
-struct Slot {
-    node: NodeId,
-    zone: usize,
+pub(super) struct Slot {
+    pub(super) node: NodeId,
+    pub(super) zone: usize,
     weight: f64,
     /// Whether it may get replicas.
-    open: bool,
+    pub(super) open: bool,
+    /// Its tokens, ascending; none unless it may get replicas.
+    tokens: Vec<u64>,
 }
 
 /// The tokens of the nodes that may get replicas.
@@ -65,11 +67,12 @@ impl Ring {
         let mut ring = Self { slots: Vec::with_capacity(nodes.len()), zones: zones.len(), tokens: Vec::new() };
         for (slot, node) in nodes.into_iter().enumerate() {
             let open = !avoid.contains(&node.id) && !node.gone;
-            ring.slots.push(Slot { node: node.id, zone: zones[node.zone.as_str()], weight: node.weight(), open });
             let count = (TOKENS_PER_NODE * node.weight_milli / WEIGHT_MILLI_DEFAULT).max(1);
-            if open {
-                ring.tokens.extend((0..count).map(|i| (token_of(&node.uuid, i), slot)));
-            }
+            let mut tokens: Vec<u64> = (0..count).filter(|_| open).map(|i| token_of(&node.uuid, i)).collect();
+            tokens.sort_unstable();
+            ring.tokens.extend(tokens.iter().map(|token| (*token, slot)));
+            let (zone, weight) = (zones[node.zone.as_str()], node.weight());
+            ring.slots.push(Slot { node: node.id, zone, weight, open, tokens });
         }
         ring.tokens.sort_unstable();
         ring
@@ -93,13 +96,25 @@ impl Ring {
         after.iter().chain(before).map(|(_, slot)| *slot)
     }
 
-    fn slot_of(&self, node: NodeId) -> Option<usize> {
+    pub(super) fn slot_of(&self, node: NodeId) -> Option<usize> {
         self.slots.binary_search_by_key(&node, |slot| slot.node).ok()
+    }
+
+    /// Every node, by id.
+    pub(super) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// How far clockwise from `place` the slot's first token is: a walk meets slots in the order of this.
+    pub(super) fn distance(&self, place: u64, slot: usize) -> u64 {
+        let tokens = &self.slots[slot].tokens;
+        let next = tokens.get(tokens.partition_point(|token| *token < place)).or(tokens.first());
+        next.map_or(u64::MAX, |token| token.wrapping_sub(place))
     }
 
     /// How many of a partition's `replicas` each slot should hold on average: zones share evenly as far as their nodes
     /// go, nodes of a zone by weight, none above one.
-    fn shares(&self, replicas: u32) -> Vec<f64> {
+    pub(super) fn shares(&self, replicas: u32) -> Vec<f64> {
         let mut members = vec![Vec::new(); self.zones];
         for (i, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.open) {
             members[slot.zone].push(i);
