@@ -1,6 +1,7 @@
 //! `meridian init`, `cluster`, `node`, `partition`: how the cluster is.
 
 use super::{
+    explain::{self, Doctor, Why, load_columns, load_json},
     failure::Failure,
     options::{Format, Options},
     output::Output,
@@ -29,6 +30,8 @@ pub struct Init {
 pub enum ClusterCommand {
     /// Whether every partition is led and fully replicated and every node alive; exits with 0 if there is an answer
     Status,
+    /// What is wrong, and what would still work without certain nodes
+    Doctor(Doctor),
 }
 
 /// About nodes.
@@ -43,6 +46,8 @@ pub enum NodeCommand {
 pub enum PartitionCommand {
     /// The partitions of the keyspace in order
     List,
+    /// How a partition is, what was decided about it, and why
+    Why(Why),
     /// The partition that holds a key
     Show {
         /// Key
@@ -70,7 +75,9 @@ pub async fn init(args: &Init, options: &Options, output: &mut Output) -> Result
 /// # Errors
 /// Why there is no answer.
 pub async fn cluster(command: &ClusterCommand, options: &Options, output: &mut Output) -> Result<(), Failure> {
-    let ClusterCommand::Status = command;
+    if let ClusterCommand::Doctor(args) = command {
+        return explain::doctor(args, options, output).await;
+    }
     let status = Remote::connect(options).await?.cluster_status().await?;
     match output.format {
         Format::Json => output.json(&status_json(&status)),
@@ -178,17 +185,20 @@ pub async fn node(command: &NodeCommand, options: &Options, output: &mut Output)
 /// # Errors
 /// Why there is no answer.
 pub async fn partition(command: &PartitionCommand, options: &Options, output: &mut Output) -> Result<(), Failure> {
+    if let PartitionCommand::Why(args) = command {
+        return explain::why(args, options, output).await;
+    }
     let reply = Remote::connect(options).await?.keyspace(&options.keyspace).await?;
     let settings = reply.keyspace.unwrap_or_default();
     let partitions = match command {
-        PartitionCommand::List => reply.partitions,
+        PartitionCommand::List | PartitionCommand::Why(_) => reply.partitions,
         PartitionCommand::Show { key } => {
             let keys = KeyText { kind: kind_of(&settings), hex: options.hex };
             let key = keys.parse(key.as_bytes())?;
             reply.partitions.into_iter().filter(|partition| holds(&settings, partition, &key)).collect()
         }
     };
-    print_partitions(&settings, &partitions, output)
+    print_partitions(&settings, &partitions, &reply.statuses, output)
 }
 
 /// Whether a key lies in a partition.
@@ -206,15 +216,24 @@ pub fn holds(keyspace: &v1::Keyspace, partition: &v1::Partition, key: &Bytes) ->
 pub fn print_partitions(
     keyspace: &v1::Keyspace,
     partitions: &[v1::Partition],
+    statuses: &[v1::PartitionStatus],
     output: &mut Output,
 ) -> Result<(), Failure> {
+    let status = |id: u64| statuses.iter().find(|status| status.partition == id).cloned().unwrap_or_default();
     match output.format {
-        Format::Json => partitions.iter().try_for_each(|partition| output.json(&partition_json(keyspace, partition))),
+        Format::Json => partitions.iter().try_for_each(|partition| {
+            let (mut object, status) = (partition_json(keyspace, partition), status(partition.id));
+            object["state"] = status.state.into();
+            object["load"] = load_json(status.load);
+            output.json(&object)
+        }),
         Format::Plain => partitions.iter().try_for_each(|partition| output.line(&partition.id.to_string())),
         Format::Table => {
             let line = |partition: &v1::Partition| {
                 let epoch = partition.epoch.unwrap_or_default();
                 let nodes: Vec<u64> = partition.replicas.iter().map(|replica| replica.node).collect();
+                let status = status(partition.id);
+                let [size, rows, reads, writes] = load_columns(status.load);
                 vec![
                     format!("p{}", partition.id),
                     position(keyspace, &partition.start, "start"),
@@ -223,9 +242,27 @@ pub fn print_partitions(
                     ids(&nodes, "n"),
                     format!("{}.{}", epoch.bounds, epoch.members),
                     partition.term.to_string(),
+                    status.state,
+                    size,
+                    rows,
+                    reads,
+                    writes,
                 ]
             };
-            let header = ["PARTITION", "FROM", "TO (EXCLUSIVE)", "LEADER", "NODES", "EPOCH", "TERM"];
+            let header = [
+                "PARTITION",
+                "FROM",
+                "TO (EXCLUSIVE)",
+                "LEADER",
+                "NODES",
+                "EPOCH",
+                "TERM",
+                "STATE",
+                "SIZE",
+                "ROWS",
+                "READS/S",
+                "WRITES/S",
+            ];
             output.table(&header, partitions.iter().map(line).collect())
         }
     }

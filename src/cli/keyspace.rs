@@ -205,7 +205,7 @@ async fn show(name: String, options: &Options, output: &mut Output) -> Result<()
                 ("replicas", keyspace.replicas.to_string()),
                 ("survives", survives(&reply)),
             ])?;
-            print_partitions(&keyspace, &reply.partitions, output)
+            print_partitions(&keyspace, &reply.partitions, &reply.statuses, output)
         }
     }
 }

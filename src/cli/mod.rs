@@ -12,6 +12,7 @@ pub mod config;
 pub mod demo;
 pub mod dev;
 pub mod drill;
+pub mod explain;
 pub mod failure;
 pub mod keyspace;
 pub mod kv;
@@ -169,7 +170,7 @@ mod tests {
             "kv incr k",
             "kv incr k -5",
             "kv scan --from a --to c --inclusive --reverse --limit 10 --keys-only",
-            "kv scan --prefix python3- -o plain --skip-unavailable --show-reads",
+            "kv scan --prefix python3- -o plain --skip-unavailable --show-reads --explain",
             "kv count --from 10 --to 20",
             "kv load rows.tsv --raw --concurrency 16",
             "kv load - --format jsonl",
@@ -179,6 +180,9 @@ mod tests {
             "--endpoints a:1,b:2 node list",
             "partition list --keyspace ids",
             "partition show 500 --keyspace ids",
+            "partition why p7",
+            "cluster doctor",
+            "cluster doctor --if-lost n2,n5 -o json",
             "bench mixed --clients 8 --seconds 1 --read-percent 50 -o json",
             "bench scan --rows 10 --keys 100",
             "check out",
@@ -222,6 +226,8 @@ mod tests {
             "drill --workload everything",
             "drill --hours 1 --seed 7",
             "bench get --clients 0",
+            "partition why seven",
+            "cluster doctor --if-lost p2",
             "check",
             "check out --workload other",
         ] {

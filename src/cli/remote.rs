@@ -128,6 +128,24 @@ impl Remote {
         self.in_time(async move { Ok(admin.keyspace(name).await?) }).await
     }
 
+    /// One partition: how it is, and why.
+    ///
+    /// # Errors
+    /// `WRONG_PARTITION`, or why the cluster could not be asked.
+    pub async fn explain_partition(&self, partition: u64) -> Result<v1::ExplainPartitionReply, Error> {
+        let admin = self.client.admin();
+        self.in_time(async move { Ok(admin.explain_partition(partition).await?) }).await
+    }
+
+    /// What is wrong, or would be without these nodes.
+    ///
+    /// # Errors
+    /// Why the cluster could not be asked.
+    pub async fn diagnose(&self, if_lost: &[u64]) -> Result<v1::DiagnoseReply, Error> {
+        let admin = self.client.admin();
+        self.in_time(async move { Ok(admin.diagnose(if_lost).await?) }).await
+    }
+
     /// Creates a keyspace.
     ///
     /// # Errors

@@ -16,7 +16,11 @@ use crate::{
 };
 use bytes::Bytes;
 use clap::Args;
-use std::{ffi::OsString, os::unix::ffi::OsStrExt as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    os::unix::ffi::OsStrExt as _,
+};
 
 /// A range of keys.
 #[derive(Args, Debug, Default, Clone)]
@@ -94,6 +98,9 @@ pub struct Scan {
     /// Say on stderr who served the rows
     #[arg(long)]
     show_reads: bool,
+    /// Say on stderr at the end which partitions were asked, who served them, and what that cost
+    #[arg(long)]
+    explain: bool,
     #[command(flatten)]
     read: ReadArgs,
 }
@@ -144,6 +151,7 @@ pub async fn scan(
 ) -> Result<(), Failure> {
     let mut request = args.request(keys, options)?;
     let mut missing = Vec::new();
+    let mut costs = Costs::default();
     let mut first = true;
     loop {
         let page = remote.scan(request.clone()).await?;
@@ -151,6 +159,7 @@ pub async fn scan(
         output.flush()?;
         first &= page.rows.is_empty();
         missing.extend(page.missing);
+        costs.add(&page.reads);
         if args.show_reads {
             for read in &page.reads {
                 eprintln!("{}", ReadView::from(read).sentence());
@@ -161,7 +170,59 @@ pub async fn scan(
         }
         request.page_token = page.next_page_token;
     }
+    if args.explain {
+        costs.lines().iter().for_each(|line| eprintln!("{line}"));
+    }
     report_missing(&missing, keys)
+}
+
+/// What a scan cost, by partition and the replica that served it.
+#[derive(Default)]
+struct Costs(BTreeMap<(u64, u64, &'static str), Cost>);
+
+#[derive(Default)]
+struct Cost {
+    parts: u64,
+    rows: u64,
+    bytes: u64,
+    retries: u64,
+    took_us: u64,
+}
+
+impl Costs {
+    fn add(&mut self, reads: &[v1::ReadInfo]) {
+        for read in reads {
+            let part = read.scan.unwrap_or_default();
+            let cost = self.0.entry((read.partition, read.node, ReadView::from(read).role)).or_default();
+            cost.parts += 1;
+            cost.rows += part.rows;
+            cost.bytes += part.bytes;
+            cost.retries += u64::from(part.attempts.saturating_sub(1));
+            cost.took_us += part.took_us;
+        }
+    }
+
+    /// A line for each replica, and one for all.
+    fn lines(&self) -> Vec<String> {
+        let told = |who: String, cost: &Cost| {
+            let Cost { parts, rows, bytes, retries, took_us } = cost;
+            let took_ms = *took_us as f64 / 1_000.0;
+            format!("{who}: {parts} parts, {rows} rows, {bytes} bytes, {retries} retries, {took_ms:.1} ms")
+        };
+        let mut all = Cost::default();
+        let mut lines = Vec::new();
+        for ((partition, node, role), cost) in &self.0 {
+            lines.push(told(format!("p{partition} served by n{node} ({role})"), cost));
+            all.parts += cost.parts;
+            all.rows += cost.rows;
+            all.bytes += cost.bytes;
+            all.retries += cost.retries;
+            all.took_us += cost.took_us;
+        }
+        let partitions = self.0.keys().map(|(partition, ..)| partition).collect::<BTreeSet<_>>().len();
+        lines.push(told(format!("{partitions} partitions"), &all));
+        lines
+    }
 }
 
 /// Names the intervals left out; they make the exit code 5.
@@ -280,6 +341,20 @@ mod tests {
         assert_eq!(range.upper, Some(v1::Bound { key: "ac".into(), inclusive: false }));
         let integers = KeyText::new(KeyKind::Integer { max: 5 });
         assert!(matches!(prefix.whole_range(integers), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn costs_add_up_by_partition_and_replica() {
+        let read = |partition, node, attempts| {
+            let scan = Some(v1::ScanCost { rows: 10, bytes: 500, attempts, took_us: 1_500 });
+            let role = v1::Role::Leader as i32;
+            v1::ReadInfo { partition, node, role, scan, ..Default::default() }
+        };
+        let mut costs = Costs::default();
+        costs.add(&[read(3, 1, 1), read(3, 1, 3), read(4, 2, 1)]);
+        let lines = costs.lines();
+        assert_eq!(lines[0], "p3 served by n1 (leader): 2 parts, 20 rows, 1000 bytes, 2 retries, 3.0 ms");
+        assert_eq!(lines[2], "2 partitions: 3 parts, 30 rows, 1500 bytes, 2 retries, 4.5 ms");
     }
 
     #[test]

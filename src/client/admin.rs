@@ -82,6 +82,25 @@ impl Admin {
         self.call(|channel| async move { admin(channel).get_keyspace(request.clone()).await }).await
     }
 
+    /// One partition: how it is, what was decided about it lately, and why.
+    ///
+    /// # Errors
+    /// `WRONG_PARTITION` when there is no such partition.
+    pub async fn explain_partition(&self, partition: u64) -> Result<v1::ExplainPartitionReply, Error> {
+        let request = v1::ExplainPartitionRequest { partition };
+        self.call(|channel| async move { admin(channel).explain_partition(request).await }).await
+    }
+
+    /// What is not as it should be, and what would still work if these nodes were lost as well.
+    ///
+    /// # Errors
+    /// `INVALID_FIELD` for a node that does not exist.
+    pub async fn diagnose(&self, if_lost: &[u64]) -> Result<v1::DiagnoseReply, Error> {
+        let request = v1::DiagnoseRequest { if_lost: if_lost.to_vec() };
+        let request = &request;
+        self.call(|channel| async move { admin(channel).diagnose(request.clone()).await }).await
+    }
+
     /// Drops a keyspace and all its rows; false if there was none.
     ///
     /// # Errors

@@ -84,6 +84,8 @@ pub(crate) struct Served {
     pub(crate) partition: PartitionId,
     pub(crate) node: NodeId,
     pub(crate) result: reply::Result,
+    /// Nodes asked until one answered.
+    pub(crate) attempts: u32,
 }
 
 /// What has been tried so far.
@@ -121,7 +123,7 @@ impl<C: Caller> Router<C> {
                 continue;
             };
             let error = match self.attempt(job, partition.id, node, &mut tries).await {
-                Ok(result) => return Ok(Served { partition: partition.id, node, result }),
+                Ok(result) => return Ok(Served { partition: partition.id, node, result, attempts: tries.attempts }),
                 Err(error) => error,
             };
             let hint = error.hint;

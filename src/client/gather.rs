@@ -5,7 +5,7 @@
 //! * what an answer covered decides what is asked next, never what the map said.
 
 use super::{
-    attempt::is_unavailable,
+    attempt::{Served, is_unavailable},
     page::{self, Position, Query},
     query,
     router::{Caller, Router, Space, mismatched},
@@ -222,23 +222,23 @@ impl<C: Caller> Router<C> {
         let now = Instant::now();
         // With SKIP a part that hangs must leave time for the page.
         let deadline = if skips { now + deadline.saturating_duration_since(now) / 2 } else { deadline };
-        let result = self.read_part(space, &ask, op, deadline).await.and_then(|result| match result {
-            reply::Result::Scan(part) => Ok((query::coverage_of_pb(part.covered.as_ref())?, part)),
+        let result = self.read_part(space, &ask, op, deadline).await.and_then(|served| match served.result {
+            reply::Result::Scan(mut part) => {
+                for cost in part.reads.iter_mut().filter_map(|read| read.scan.as_mut()) {
+                    cost.attempts = served.attempts;
+                    cost.took_us = now.elapsed().as_micros() as u64;
+                }
+                Ok((query::coverage_of_pb(part.covered.as_ref())?, part))
+            }
             _ => Err(mismatched()),
         });
         (ask, result)
     }
 
-    async fn read_part(
-        &self,
-        space: Space,
-        ask: &Ask,
-        op: request::Op,
-        deadline: Instant,
-    ) -> Result<reply::Result, Error> {
+    async fn read_part(&self, space: Space, ask: &Ask, op: request::Op, deadline: Instant) -> Result<Served, Error> {
         let place = |map: &Map| Ok(query::partition_at(map, space.id, &ask.edge).map(|(id, _)| id));
         let tokens = (space.layout == Layout::Hashed).then(|| query::tokens_to_pb(&ask.tokens)).flatten();
-        self.read(&place, op, tokens, deadline).await.map(|served| served.result)
+        self.read(&place, op, tokens, deadline).await
     }
 
     /// Counts the rows of a range.
@@ -251,7 +251,7 @@ impl<C: Caller> Router<C> {
         let each = |ask: Ask| async move {
             let range = Some(query::range_of_span(&ask.span));
             let op = request::Op::Count(v1::CountRequest { range, ..count.clone() });
-            let result = self.read_part(space, &ask, op, deadline).await.and_then(|result| match result {
+            let result = self.read_part(space, &ask, op, deadline).await.and_then(|served| match served.result {
                 reply::Result::Count(part) => Ok((query::coverage_of_pb(part.covered.as_ref())?, part)),
                 _ => Err(mismatched()),
             });

@@ -4,13 +4,13 @@
 //! commands of its own log, and pushes every change of the map to every node. Any other member can take over at any
 //! moment: nothing of this is remembered outside the log.
 
-use super::{Node, machines::DriverMachine};
+use super::{Node, machines::DriverMachine, observed::Observed};
 use crate::{
     env,
     error::{Error, Outcome},
     key::{DRIVER, NodeId},
     placement::{
-        self, Answer, Command, Fit, Health, MapDelta,
+        self, Answer, Command, Decision, Fit, Health, MapDelta,
         command::{decode_answer, encode_answer},
     },
     raft::{Group, Role, WriteError},
@@ -151,26 +151,30 @@ pub(super) async fn run(node: Weak<Node>, group: Group<DriverMachine>) {
         }
         if !group.is_leader() {
             leading = Leading::default();
+            *node.observed.lock() = Observed::default();
             continue;
         }
         let health = leading.health(&node, &group);
-        perform_plan(&group, &health).await;
+        let decisions = group.read(|machine, _| placement::plan(machine.state(), &health));
+        perform(&node, &group, decisions).await;
         push_map(&node, &group, &mut leading.known).await;
     }
 }
 
-async fn perform_plan(group: &Group<DriverMachine>, health: &placement::Liveness) {
-    for decision in group.read(|machine, _| placement::plan(machine.state(), health)) {
+async fn perform(node: &Node, group: &Group<DriverMachine>, decisions: Vec<Decision>) {
+    for decision in decisions {
         tracing::info!(step = ?decision.step, why = %decision.why, "placement");
-        let command = Command::Step(decision.step).encode();
-        match group.write(command, Instant::now() + ATTEMPT_DEADLINE).await {
-            Ok((_at, Ok(_))) => {}
+        let command = Command::Step(decision.step.clone()).encode();
+        let written = group.write(command, Instant::now() + ATTEMPT_DEADLINE).await;
+        let result = match &written {
+            Ok((_at, Ok(_))) => "done".to_owned(),
             // Outdated: the next plan looks again.
-            Ok((_at, Err(refusal))) => tracing::debug!(%refusal, "a step was refused"),
-            Err(error) => {
-                tracing::debug!(?error, "a step was not performed");
-                return;
-            }
+            Ok((_at, Err(refusal))) => format!("refused: {refusal}"),
+            Err(error) => format!("not performed: {error}"),
+        };
+        node.observed.lock().journal.note(node.clock().wall_ms(), &decision, result);
+        if written.is_err() {
+            return;
         }
     }
 }

@@ -18,6 +18,7 @@ mod hosting;
 pub mod identity;
 mod liveness;
 mod machines;
+mod observed;
 pub mod partition;
 mod steward;
 
@@ -86,6 +87,7 @@ pub struct Node {
     kept: watch::Sender<u64>,
     keep_map: KeepMap,
     stewarding: Notify,
+    observed: Mutex<observed::Observed>,
     stopping: AtomicBool,
 }
 
@@ -109,6 +111,7 @@ impl Node {
             kept,
             keep_map: parts.keep_map,
             stewarding: Notify::new(),
+            observed: Mutex::default(),
             stopping: AtomicBool::new(false),
         });
         node.set_addresses();
@@ -117,6 +120,10 @@ impl Node {
         node.endpoint.register(Kind::MapPush, Arc::new(driver::MapService(Weak::clone(&weak))));
         node.endpoint.register(Kind::Leader, Arc::new(steward::LeaderService(Weak::clone(&weak))));
         node.endpoint.register(Kind::Ping, Arc::new(liveness::PingService));
+        for kind in [Kind::Load, Kind::Ask] {
+            node.endpoint.register(kind, Arc::new(observed::ObservedService(Weak::clone(&weak), kind)));
+        }
+        env::spawn(observed::report(Weak::clone(&weak)));
         env::spawn(hosting::run(Weak::clone(&weak)));
         env::spawn(steward::run(Weak::clone(&weak)));
         env::spawn(steward::ping(weak));

@@ -7,7 +7,7 @@
 //! * a write that was handed to Raft is answered "not applied" only on Raft's own word;
 //! * at most [`ENTRIES_IN_FLIGHT_MAX`] entries of a partition are in flight, at most [`QUEUE_MAX`] writes wait.
 
-use super::{hlc::Hlc, liveness::Liveness, machines::PartitionMachine};
+use super::{hlc::Hlc, liveness::Liveness, machines::PartitionMachine, observed::Counters};
 use crate::{
     env::{self, Clock},
     error::{Error, Outcome, Reason},
@@ -55,6 +55,7 @@ pub struct Partition {
     pub id: PartitionId,
     group: Group<PartitionMachine>,
     proposals: mpsc::Sender<Proposal>,
+    counters: Counters,
 }
 
 /// What a partition needs from its node.
@@ -75,7 +76,7 @@ impl Partition {
         let (proposals, waiting) = mpsc::channel(QUEUE_MAX);
         let proposer = Proposer { id, group: group.clone(), context };
         env::spawn(proposer.run(waiting));
-        Arc::new(Self { id, group, proposals })
+        Arc::new(Self { id, group, proposals, counters: Counters::default() })
     }
 
     /// Its replica.
@@ -84,11 +85,18 @@ impl Partition {
         &self.group
     }
 
+    /// Counts what it is asked here.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
     /// Proposes a write and waits for its place in the log.
     ///
     /// # Errors
     /// With the outcome: `not applied` when the write was refused before it was proposed, else `unknown`.
     pub async fn write(&self, write: kv::Write, deadline: Instant) -> Result<Written, Error> {
+        self.counters.write(write.bytes_max() as u64);
         let (answer, answered) = oneshot::channel();
         self.proposals.try_send(Proposal { write, deadline, answer }).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => {

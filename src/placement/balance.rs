@@ -16,6 +16,7 @@
 //! * a partition is touched at most once in [`COOLDOWN_MS`] for each of replicas and leader.
 
 use super::{
+    command::Step,
     limits,
     load::Loads,
     map::Partition,
@@ -158,7 +159,7 @@ impl Balancer {
             run.fill(under);
         }
         let leads = |decision: &Decision, state: &State| {
-            let super::Step::SetTarget { partition, nodes, .. } = &decision.step else { return None };
+            let Step::SetTarget { partition, nodes, .. } = &decision.step else { return None };
             let known = state.map().partition(*partition)?;
             Some((*partition, nodes.iter().all(|node| known.target.iter().any(|replica| replica.node == *node))))
         };
@@ -515,7 +516,13 @@ impl Run<'_, '_> {
         self.books.go(item, from, to, self.measure);
         let partition = self.books.items[item].partition;
         let nodes = self.books.items[item].on.iter().map(|slot| self.books.node(*slot)).collect();
-        self.decisions.extend(set_target(partition, nodes, self.liveness, why));
+        if self.measure == Measure::Leaders {
+            // The same members in another order.
+            let step = Step::SetTarget { partition: partition.id, epoch: partition.epoch, nodes };
+            self.decisions.push(Decision { step, why });
+        } else {
+            self.decisions.extend(set_target(partition, nodes, self.liveness, why));
+        }
     }
 }
 

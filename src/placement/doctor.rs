@@ -1,7 +1,7 @@
 //! What is not as it should be, and what would still work without certain nodes. Looks at the map alone, so any node
 //! can answer, also when the placement driver cannot.
 
-use super::map::{Map, Partition};
+use super::map::{Map, Partition, Phase};
 use crate::key::{DRIVER, NodeId, PartitionId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -145,6 +145,65 @@ fn shown(ids: &[PartitionId]) -> String {
     let list: Vec<String> = ids.iter().take(SHOWN_MAX).map(ToString::to_string).collect();
     let more = if ids.len() > SHOWN_MAX { ", …" } else { "" };
     format!("{}{more}", list.join(", "))
+}
+
+/// A partition's state in a word or two.
+#[must_use]
+pub fn state_of(map: &Map, partition: &Partition, alive: &BTreeSet<NodeId>, leader: Option<NodeId>) -> &'static str {
+    let live = live_of(partition, alive).count();
+    let wanted = map.keyspaces().get(&partition.keyspace).map_or(0, |keyspace| keyspace.replicas as usize);
+    match partition.phase {
+        Phase::Creating => "creating",
+        Phase::Active if Service::of(live, partition.members.len()) < Service::Fragile => "no quorum",
+        Phase::Active if leader.is_none_or(|leader| !alive.contains(&leader)) => "no leader",
+        Phase::Active if !partition.is_at_rest() => "changing",
+        Phase::Active if live < wanted => "under-replicated",
+        Phase::Active => "active",
+    }
+}
+
+/// What is to be said of one partition, a line each: what is not as it should be, and what that waits for.
+#[must_use]
+pub fn explain(map: &Map, partition: &Partition, alive: &BTreeSet<NodeId>, leader: Option<NodeId>) -> Vec<String> {
+    let mut found = Vec::new();
+    let list = |nodes: &[NodeId]| nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let members: Vec<NodeId> = partition.members.iter().map(|replica| replica.node).collect();
+    let target: Vec<NodeId> = partition.target.iter().map(|replica| replica.node).collect();
+    let (live, dead): (Vec<NodeId>, Vec<NodeId>) = members.iter().copied().partition(|node| alive.contains(node));
+    if partition.phase == Phase::Creating {
+        found.push(format!("its group has not reported yet; {} initializes it", partition.initializer));
+    }
+    if Service::of(live.len(), members.len()) < Service::Fragile {
+        found.push(format!(
+            "{} of its {} members are out of contact: nothing can be written or changed until one of {} is back",
+            dead.len(),
+            members.len(),
+            list(&dead)
+        ));
+    } else if !dead.is_empty() {
+        let dead = list(&dead);
+        found.push(format!("{dead} out of contact: what was there is built anew elsewhere after `down_after`"));
+    }
+    if partition.phase == Phase::Active && !partition.is_at_rest() {
+        let (from, to) = (list(&members), list(&target));
+        found.push(format!("its members are to change from {from} to {to}; its leader does that"));
+    }
+    let wanted = map.keyspaces().get(&partition.keyspace).map_or(0, |keyspace| keyspace.replicas as usize);
+    if partition.id != DRIVER && target.len() < wanted {
+        let (have, nodes) = (target.len(), alive.len());
+        found.push(format!("{wanted} members are asked for, {have} are planned, and {nodes} nodes are in contact"));
+    }
+    match (leader, target.first()) {
+        (None, _) => found.push("no leader is known".to_owned()),
+        (Some(leader), Some(first)) if leader != *first && partition.id != DRIVER => {
+            found.push(format!("{leader} leads it and {first} is preferred: that takes over once it is steady"));
+        }
+        _ => {}
+    }
+    if found.is_empty() {
+        found.push(format!("nothing is to be done: its members {} are as they should be", list(&members)));
+    }
+    found
 }
 
 #[cfg(test)]

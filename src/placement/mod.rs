@@ -14,6 +14,7 @@
 pub mod balance;
 pub mod command;
 pub mod doctor;
+pub mod journal;
 pub mod limits;
 pub mod load;
 pub mod map;

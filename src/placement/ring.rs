@@ -108,7 +108,7 @@ impl Ring {
     /// How far clockwise from `place` the slot's first token is: a walk meets slots in the order of this.
     pub(super) fn distance(&self, place: u64, slot: usize) -> u64 {
         let tokens = &self.slots[slot].tokens;
-        let next = tokens.get(tokens.partition_point(|token| *token < place)).or(tokens.first());
+        let next = tokens.get(tokens.partition_point(|token| *token < place)).or_else(|| tokens.first());
         next.map_or(u64::MAX, |token| token.wrapping_sub(place))
     }
 

@@ -1,12 +1,12 @@
 //! The `Admin` service: forming the cluster, its state, and keyspaces.
 
 use super::{
-    Core,
+    Core, explain,
     topology::{keyspace_to_pb, node_to_pb, partition_to_pb, visible},
 };
 use crate::{
     error::{Error, Reason},
-    key::{DRIVER, KeyKind, Layout, NodeId},
+    key::{DRIVER, KeyKind, Layout, NodeId, PartitionId},
     node::Node,
     placement::{Command, CreateKeyspace, Cuts, Reply},
     proto::{status_of, v1},
@@ -204,7 +204,23 @@ impl Admin for AdminService {
             partitions: partitions.collect(),
             failures_tolerated_strong: (keyspace.replicas - 1) / 2,
             failures_tolerated_eventual: keyspace.replicas - 1,
+            statuses: explain::statuses(&node, keyspace.id).await,
         }))
+    }
+
+    async fn explain_partition(
+        &self,
+        request: Request<v1::ExplainPartitionRequest>,
+    ) -> Result<Response<v1::ExplainPartitionReply>, Status> {
+        let node = self.node().map_err(|error| status_of(&error))?;
+        let reply = explain::partition(&node, PartitionId(request.into_inner().partition)).await;
+        reply.map(Response::new).map_err(|error| status_of(&error))
+    }
+
+    async fn diagnose(&self, request: Request<v1::DiagnoseRequest>) -> Result<Response<v1::DiagnoseReply>, Status> {
+        let node = self.node().map_err(|error| status_of(&error))?;
+        let reply = explain::diagnose(&node, &request.into_inner().if_lost);
+        reply.map(Response::new).map_err(|error| status_of(&error))
     }
 
     async fn drop_keyspace(

@@ -175,11 +175,13 @@ impl Call<'_> {
         &self,
         point: &ReadPoint,
         read: impl FnOnce(&kv::Store) -> Result<T, kv::NotOwned>,
+        bytes_of: impl FnOnce(&T) -> u64,
     ) -> Result<(T, v1::ReadInfo), Error> {
         let group = self.partition.group();
         let (value, version, index) =
             group.read(|machine, applied| (read(machine.store()), machine.store().last_version(), applied.index));
         let value = value.map_err(|refusal| Error::from(refusal).hint(self.node.hint(self.partition.id)))?;
+        self.partition.counters().read(bytes_of(&value));
         let status = group.status();
         telemetry::observe_read(point.level_name(), point.role_name());
         let map = self.node.routing().map();
@@ -195,6 +197,7 @@ impl Call<'_> {
             staleness: Some(point.staleness_to_pb()),
             session_token: SessionToken::of(self.partition.id, Seen { index, version }).encode(),
             degraded: false,
+            scan: None,
         };
         Ok((value, info))
     }
@@ -202,7 +205,7 @@ impl Call<'_> {
     async fn get(&self, get: v1::GetRequest) -> Result<v1::GetReply, Error> {
         let key = self.rules.key(get.key)?;
         let point = self.reach(get.options).await?;
-        let (row, read) = self.at(&point, |store| store.get(&key))?;
+        let (row, read) = self.at(&point, |store| store.get(&key), |row| row.as_ref().map_or(0, value_bytes))?;
         Ok(get_reply(key, row, read))
     }
 
@@ -210,8 +213,11 @@ impl Call<'_> {
         query::check_items("keys", get.keys.len())?;
         let keys = get.keys.into_iter().map(|key| self.rules.key(key)).collect::<Result<Vec<_>, _>>()?;
         let point = self.reach(get.options).await?;
-        let (rows, read) =
-            self.at(&point, |store| keys.iter().map(|key| store.get(key)).collect::<Result<Vec<_>, _>>())?;
+        let (rows, read) = self.at(
+            &point,
+            |store| keys.iter().map(|key| store.get(key)).collect::<Result<Vec<_>, _>>(),
+            |rows| rows.iter().flatten().map(value_bytes).sum(),
+        )?;
         let items = keys.into_iter().zip(rows).map(|(key, row)| get_reply(key, row, read.clone())).collect();
         Ok(v1::BatchGetReply { items })
     }
@@ -232,7 +238,9 @@ impl Call<'_> {
             keys_only: scan.keys_only,
             count_only: false,
         };
-        let (page, read) = self.at(&point, |store| store.scan(&spec))?;
+        let bytes = |page: &kv::Page| page.rows.iter().map(|(key, row)| key.len() as u64 + value_bytes(row)).sum();
+        let (page, mut read) = self.at(&point, |store| store.scan(&spec), bytes)?;
+        read.scan = Some(v1::ScanCost { rows: page.rows.len() as u64, bytes: bytes(&page), ..Default::default() });
         metrics::counter!(telemetry::SCAN_ROWS_RETURNED_TOTAL).increment(page.rows.len() as u64);
         let rows = page.rows.into_iter().map(|(key, row)| v1::Row { key, value: row.value, version: row.version });
         Ok(v1::ScanReply {
@@ -256,7 +264,7 @@ impl Call<'_> {
             keys_only: true,
             count_only: true,
         };
-        let (page, read) = self.at(&point, |store| store.scan(&spec))?;
+        let (page, read) = self.at(&point, |store| store.scan(&spec), |_| 0)?;
         let covered = convert::covered_to_pb(&page.covered, page.covered_tokens);
         Ok(v1::CountReply { count: page.count, reads: vec![read], covered: Some(covered) })
     }
@@ -316,6 +324,10 @@ impl Call<'_> {
             session_token: SessionToken::of(self.partition.id, seen).encode(),
         }
     }
+}
+
+fn value_bytes(row: &kv::Row) -> u64 {
+    row.value.len() as u64
 }
 
 fn get_reply(key: Bytes, row: Option<kv::Row>, read: v1::ReadInfo) -> v1::GetReply {

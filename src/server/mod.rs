@@ -10,6 +10,7 @@ mod admin;
 mod convert;
 pub mod dev;
 mod exec;
+mod explain;
 mod http;
 mod inside;
 mod internode;

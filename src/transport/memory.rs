@@ -72,8 +72,8 @@ const fn stands_alone(frame: &Frame) -> bool {
     match frame.kind {
         _ if frame.reply => true,
         Kind::Ping | Kind::RaftVote | Kind::RaftPreVote | Kind::RaftSnapshot => true,
-        Kind::ReadIndex | Kind::Kv | Kind::Driver => true,
-        Kind::RaftAppend | Kind::RaftTransfer | Kind::MapPush | Kind::Leader => false,
+        Kind::ReadIndex | Kind::Kv | Kind::Driver | Kind::Ask => true,
+        Kind::RaftAppend | Kind::RaftTransfer | Kind::MapPush | Kind::Leader | Kind::Load => false,
     }
 }
 

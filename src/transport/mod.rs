@@ -45,11 +45,15 @@ pub enum Kind {
     MapPush = 10,
     /// "I lead this partition now."
     Leader = 11,
+    /// What the partitions that a node leads hold and are asked, to the placement driver's leader.
+    Load = 12,
+    /// A question to the placement driver's leader about what it knows beyond its log.
+    Ask = 13,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Ping,
         Self::RaftAppend,
         Self::RaftVote,
@@ -61,6 +65,8 @@ impl Kind {
         Self::Driver,
         Self::MapPush,
         Self::Leader,
+        Self::Load,
+        Self::Ask,
     ];
 
     /// Whether frames of this kind have a lane of their own, apart from all others: they may be long.

@@ -1,0 +1,181 @@
+//! What the driver's leader is told of loads and remembers of its decisions, and how any node asks it for both.
+//!
+//! Soft state: a report that is lost is followed by the next, and a new leader of the driver begins with nothing.
+
+use super::Node;
+use crate::{
+    key::{DRIVER, NodeId, PartitionId},
+    placement::{
+        Loads, PartitionLoad,
+        journal::{Journal, Question, Told},
+    },
+    transport::{
+        Kind,
+        endpoint::{Reply, Service},
+    },
+};
+use bytes::Bytes;
+use std::{
+    sync::{
+        Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+/// How often a node tells of the partitions that it leads.
+pub(super) const REPORT_EVERY: Duration = Duration::from_secs(2);
+/// Partitions in one report.
+const LOADS_PER_REPORT_MAX: usize = 4_096;
+/// Patience with the driver's leader when it is asked.
+const ASK_DEADLINE: Duration = Duration::from_millis(1_000);
+
+/// What was asked of a partition here since that was last told.
+#[derive(Debug, Default)]
+pub struct Counters {
+    reads: AtomicU64,
+    writes: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Counters {
+    /// Counts a request that read so many bytes.
+    pub fn read(&self, bytes: u64) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts a request that writes so many bytes.
+    pub fn write(&self, bytes: u64) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Reads, writes and bytes per second over `elapsed`; counting starts again.
+    fn take(&self, elapsed: Duration) -> [u32; 3] {
+        let elapsed_ms = elapsed.as_millis().max(1) as u64;
+        [&self.reads, &self.writes, &self.bytes].map(|counter| {
+            let per_s = counter.swap(0, Ordering::Relaxed).saturating_mul(1_000) / elapsed_ms;
+            u32::try_from(per_s).unwrap_or(u32::MAX)
+        })
+    }
+}
+
+/// What the driver's leader knows beyond its log.
+#[derive(Debug, Default)]
+pub(super) struct Observed {
+    pub(super) loads: Loads,
+    pub(super) journal: Journal,
+}
+
+impl Observed {
+    fn answer(&self, question: &Question) -> Told {
+        let load = |id: &PartitionId| Some((*id, *self.loads.0.get(id)?));
+        Told {
+            loads: question.loads_of.iter().filter_map(load).collect(),
+            entries: question.why.map(|id| self.journal.of(id)).unwrap_or_default(),
+        }
+    }
+}
+
+/// Takes reports of loads, and answers questions about them and about decisions, while this node leads the driver.
+pub(super) struct ObservedService(pub(super) Weak<Node>, pub(super) Kind);
+
+impl Service for ObservedService {
+    fn handle(&self, from: NodeId, body: Bytes, reply: Reply) {
+        let Some(node) = self.0.upgrade() else { return };
+        // Silence: whoever asks finds another leader, or says that there is none.
+        if !node.leads_driver() {
+            return;
+        }
+        if self.1 == Kind::Load {
+            match Loads::decode(&body) {
+                Ok(report) => node.take_loads(&report),
+                Err(error) => tracing::error!(%from, %error, "an unreadable report of loads"),
+            }
+            return;
+        }
+        match Question::decode(&body) {
+            Ok(question) => reply.send(node.observed.lock().answer(&question).encode()),
+            Err(error) => tracing::error!(%from, %error, "an unreadable question"),
+        }
+    }
+}
+
+/// Tells the driver's leader of the partitions led here, again and again.
+pub(super) async fn report(node: Weak<Node>) {
+    let mut ticks = interval(REPORT_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = Instant::now();
+    loop {
+        let now = ticks.tick().await;
+        let Some(this) = node.upgrade() else { return };
+        let loads = this.loads_led(now.duration_since(last));
+        last = now;
+        let Some(leader) = this.routing.leader(DRIVER) else { continue };
+        let map = this.routing.map();
+        // Of partitions that are no more nobody tells anything again.
+        this.observed.lock().loads.0.retain(|id, _| map.partition(*id).is_some());
+        for chunk in loads.chunks(LOADS_PER_REPORT_MAX) {
+            let report = Loads(chunk.iter().copied().collect());
+            if leader.node == this.id() {
+                this.take_loads(&report);
+            } else {
+                // A lost report is followed by the next.
+                let _lost = this.endpoint.cast(leader.node, Kind::Load, report.encode());
+            }
+        }
+    }
+}
+
+impl Node {
+    fn leads_driver(&self) -> bool {
+        self.driver_group().is_some_and(|group| group.is_leader())
+    }
+
+    fn take_loads(&self, report: &Loads) {
+        self.observed.lock().loads.take(report, REPORT_EVERY.as_millis() as u64);
+    }
+
+    /// The loads of the partitions led here over the last `elapsed`. Those of others start again, too: a new leader
+    /// tells of its own time.
+    fn loads_led(&self, elapsed: Duration) -> Vec<(PartitionId, PartitionLoad)> {
+        let mut loads = Vec::new();
+        for partition in self.partitions() {
+            let [reads_per_s, writes_per_s, traffic_per_s] = partition.counters().take(elapsed);
+            if partition.group().is_leader() {
+                let (bytes, rows) = partition.group().read(|m, _| (m.store().bytes(), m.store().rows()));
+                let load = PartitionLoad { bytes, rows, reads_per_s, writes_per_s, traffic_per_s };
+                loads.push((partition.id, load));
+            }
+        }
+        loads
+    }
+
+    /// Asks the driver's leader, wherever it is; none if it does not answer.
+    pub async fn ask_driver(&self, question: &Question) -> Option<Told> {
+        let leader = self.routing.leader(DRIVER)?;
+        if leader.node == self.id() {
+            return self.leads_driver().then(|| self.observed.lock().answer(question));
+        }
+        let answer = self.endpoint.call(leader.node, Kind::Ask, question.encode(), ASK_DEADLINE).await.ok()?;
+        Told::decode(&answer).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_rates_and_start_again() {
+        let counters = Counters::default();
+        (0..30).for_each(|_| counters.read(100));
+        (0..10).for_each(|_| counters.write(50));
+        assert_eq!(counters.take(Duration::from_secs(2)), [15, 5, 1_750]);
+        assert_eq!(counters.take(Duration::from_secs(2)), [0, 0, 0]);
+        counters.write(u64::MAX);
+        assert_eq!(counters.take(Duration::ZERO)[2], u32::MAX);
+    }
+}
