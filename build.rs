@@ -1,9 +1,12 @@
-//! Compiles `proto/` to Rust without `protoc`, and keeps the descriptor set for gRPC reflection.
+//! Compiles `proto/` to Rust without `protoc`, keeps the descriptor set for gRPC reflection, and says which commit it is.
 use prost::Message as _;
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{env, error::Error, fs, path::PathBuf, process::Command};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
+    let commit = commit();
+    let plus = if commit.is_empty() { "" } else { "+" };
+    println!("cargo:rustc-env=MERIDIAN_VERSION={}{plus}{commit}", env::var("CARGO_PKG_VERSION")?);
     let files = [
         "meridian/v1/types.proto",
         "meridian/v1/kv.proto",
@@ -18,6 +21,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Maps in order: the same message is the same bytes.
     tonic_prost_build::configure().bytes(".").btree_map(".").compile_fds(descriptors)?;
     Ok(())
+}
+
+/// The commit that is built, with `-dirty` if files differ from it: `MERIDIAN_COMMIT` when whoever builds sets it, else
+/// what git says. Empty where there is no git, and in debug builds, all of which would else be made again after every
+/// commit.
+fn commit() -> String {
+    println!("cargo:rerun-if-env-changed=MERIDIAN_COMMIT");
+    let given = env::var("MERIDIAN_COMMIT").unwrap_or_default();
+    if !given.is_empty() || env::var("PROFILE").as_deref() != Ok("release") {
+        return given;
+    }
+    let git = |args: &[&str]| {
+        let output = Command::new("git").args(args).output().ok().filter(|output| output.status.success());
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+    };
+    let head = git(&["rev-parse", "--git-path", "logs/HEAD"]);
+    if fs::exists(&head).unwrap_or(false) {
+        println!("cargo:rerun-if-changed={head}\ncargo:rerun-if-changed=src");
+    }
+    git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
 }
 
 /// Reflection shows the public services only.

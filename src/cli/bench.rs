@@ -315,7 +315,7 @@ fn report(plan: &Plan, all: &Measured, options: &Options, output: &mut Output) -
             "errors_by_reason": all.errors,
             "latency_us": latency,
             "machine": machine(),
-            "version": env!("CARGO_PKG_VERSION"),
+            "version": env!("MERIDIAN_VERSION"),
         }));
     }
     let rows = all

@@ -36,7 +36,7 @@ use std::process::ExitCode;
 /// Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 condition not met, 5 unavailable, 6 outcome of a write unknown,
 /// 7 a drill that says nothing.
 #[derive(Parser, Debug)]
-#[command(name = "meridian", version, max_term_width = 100)]
+#[command(name = "meridian", version = env!("MERIDIAN_VERSION"), max_term_width = 100)]
 pub struct Cli {
     #[command(flatten)]
     options: Options,
@@ -124,8 +124,8 @@ async fn run(cli: Cli, output: &mut Output) -> Result<(), Failure> {
         Command::Check(args) => check::run(&args, output),
         Command::Drill(args) => Box::pin(drill::run(*args, &options, output)).await,
         Command::Version => match output.format {
-            Format::Json => output.json(&serde_json::json!({ "version": env!("CARGO_PKG_VERSION") })),
-            Format::Table | Format::Plain => output.line(concat!("meridian ", env!("CARGO_PKG_VERSION"))),
+            Format::Json => output.json(&serde_json::json!({ "version": env!("MERIDIAN_VERSION") })),
+            Format::Table | Format::Plain => output.line(concat!("meridian ", env!("MERIDIAN_VERSION"))),
         },
     }
 }

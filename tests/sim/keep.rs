@@ -42,7 +42,7 @@ fn info(plan: &Plan, outcome: &Outcome, told: &Told) -> RunInfo {
     RunInfo {
         schema: SCHEMA.to_owned(),
         tool: "sim".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: env!("MERIDIAN_VERSION").to_owned(),
         seed: plan.seed,
         plan_hash: format!("{:016x}", fnv(1, plan.to_json().as_bytes())),
         duration_ns: u64::try_from(outcome.simulated.as_nanos()).unwrap_or(u64::MAX),
