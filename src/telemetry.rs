@@ -37,9 +37,13 @@ pub const PARTITIONS_LEADERLESS: &str = "meridian_partitions_without_leader";
 pub const PARTITIONS_UNDERREPLICATED: &str = "meridian_partitions_underreplicated";
 /// Partitions with too few members in contact for a quorum, as this node sees them.
 pub const PARTITIONS_WITHOUT_QUORUM: &str = "meridian_partitions_without_quorum";
+/// Snapshots received from a leader and put in force: this node was too far behind for the log.
+pub const RAFT_SNAPSHOTS_INSTALLED_TOTAL: &str = "meridian_raft_snapshots_installed_total";
+/// Message of the log line that says the same of one replica: unlike the counter, the log outlives the process.
+pub const SNAPSHOT_INSTALLED: &str = "a snapshot of the leader's is in force";
 /// Entries that the furthest behind member of any group led here lacks.
 pub const RAFT_LOG_LAG_ENTRIES: &str = "meridian_raft_log_lag_entries";
-/// Constant 1; labels `version`.
+/// Constant 1; label `version`, with the commit where it is known.
 pub const BUILD_INFO: &str = "meridian_build_info";
 
 /// Buckets of every `_seconds` histogram.
@@ -64,7 +68,7 @@ pub fn install_metrics() -> &'static PrometheusHandle {
             tracing::warn!("another metrics recorder is installed in this process; /metrics stays empty");
         }
         describe();
-        gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        gauge!(BUILD_INFO, "version" => env!("MERIDIAN_VERSION")).set(1.0);
         handle
     })
 }
@@ -73,6 +77,7 @@ fn describe() {
     describe_histogram!(RPC_DURATION_SECONDS, "Time from a request's arrival to its answer.");
     describe_gauge!(RAFT_GROUPS, "Groups on this node by state.");
     describe_counter!(RAFT_LEADER_CHANGES_TOTAL, "Leaderships won by this node.");
+    describe_counter!(RAFT_SNAPSHOTS_INSTALLED_TOTAL, "Snapshots received from a leader and put in force.");
     describe_histogram!(RAFT_PROPOSE_TO_APPLY_SECONDS, "Time from proposing an entry to its application.");
     describe_histogram!(WRITE_BATCH_ITEMS, "Client writes per proposed entry.");
     describe_counter!(READ_SERVED_TOTAL, "Reads served, by consistency and role.");

@@ -49,6 +49,8 @@ settings! {
     "raft.election_min_ms" => |config, text| config.raft.election_ms.start = units::milliseconds(text)?;
     "raft.election_max_ms" => |config, text| config.raft.election_ms.end = units::milliseconds(text)?;
     "raft.snapshot_bytes" => |config, text| config.raft.snapshot_bytes = units::bytes(text)?;
+    "raft.log_keep_bytes" => |config, text| config.raft.log_keep_bytes = units::bytes(text)?;
+    "raft.log_bytes_max" => |config, text| config.raft.log_bytes_max = units::bytes(text)?;
     "log.format" => |config, text| config.log_format = log_format(text)?;
     "log.level" => |config, text| config.log_level = text.to_owned();
 }

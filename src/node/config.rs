@@ -27,7 +27,7 @@ pub mod bounds {
     /// Heartbeats that must fit into the shortest election timeout, so that one lost frame starts no election.
     pub const HEARTBEATS_PER_ELECTION_MIN: u64 = 3;
     /// Smallest log growth after which a snapshot is taken.
-    pub const SNAPSHOT_BYTES_MIN: u64 = 64 << 10;
+    pub const SNAPSHOT_BYTES_MIN: u64 = 4 << 10;
     /// Largest weight of a node: beyond it the ring would hold too many of its tokens.
     pub const WEIGHT_MAX: f64 = 100.0;
     /// Longest zone name.
@@ -85,11 +85,22 @@ pub struct RaftTimings {
     /// Log bytes after which a partition is snapshotted and its log purged. Default 16 MiB: replayed in well under a
     /// second, yet rarely written.
     pub snapshot_bytes: u64,
+    /// Log bytes kept of a partition when it is purged, for replicas that are a little behind. Default 4 MiB.
+    pub log_keep_bytes: u64,
+    /// Log bytes kept at most for replicas that are far behind; beyond, they get a snapshot. Default 128 MiB: a node that
+    /// is restarted is brought up to date from the log.
+    pub log_bytes_max: u64,
 }
 
 impl Default for RaftTimings {
     fn default() -> Self {
-        Self { heartbeat_ms: 150, election_ms: 600..900, snapshot_bytes: 16 << 20 }
+        Self {
+            heartbeat_ms: 150,
+            election_ms: 600..900,
+            snapshot_bytes: 16 << 20,
+            log_keep_bytes: 4 << 20,
+            log_bytes_max: 128 << 20,
+        }
     }
 }
 
@@ -241,7 +252,7 @@ impl NodeConfig {
     }
 
     fn check_raft(&self, faults: &mut Faults) {
-        let RaftTimings { heartbeat_ms, election_ms, snapshot_bytes } = &self.raft;
+        let RaftTimings { heartbeat_ms, election_ms, snapshot_bytes, log_keep_bytes, log_bytes_max } = &self.raft;
         faults.check("raft.heartbeat_ms", *heartbeat_ms >= bounds::HEARTBEAT_MS_MIN, || {
             format!("{heartbeat_ms} is below {}", bounds::HEARTBEAT_MS_MIN)
         });
@@ -255,6 +266,9 @@ impl NodeConfig {
         });
         faults.check("raft.snapshot_bytes", *snapshot_bytes >= bounds::SNAPSHOT_BYTES_MIN, || {
             format!("{snapshot_bytes} is below {}", bounds::SNAPSHOT_BYTES_MIN)
+        });
+        faults.check("raft.log_bytes_max", log_bytes_max >= log_keep_bytes, || {
+            format!("{log_bytes_max} must be at least raft.log_keep_bytes ({log_keep_bytes})")
         });
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     key::{PartitionId, ReplicaId},
     log::snapshots::{SnapshotHandle, SnapshotStore, SnapshotWriter},
     plant::{Bug, planted},
+    telemetry,
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use openraft::{RaftSnapshotBuilder, alias::SnapshotOf};
@@ -214,6 +215,8 @@ impl Vault {
                 }
                 self.finish(writer, meta).await?;
                 cell.replace(restored, at);
+                metrics::counter!(telemetry::RAFT_SNAPSHOTS_INSTALLED_TOTAL).increment(1);
+                tracing::info!(partition = %self.group, index = at.index, "{}", telemetry::SNAPSHOT_INSTALLED);
             }
             Content::Nothing => return Err(io::Error::other("there is no snapshot to install")),
         }

@@ -149,6 +149,8 @@ impl Core {
             heartbeat_ms: timings.heartbeat_ms,
             election_ms: timings.election_ms.clone(),
             snapshot_bytes: timings.snapshot_bytes,
+            log_keep_bytes: timings.log_keep_bytes,
+            log_bytes_max: timings.log_bytes_max,
             ..RaftConfig::default()
         };
         let damaged = |source| StartError::Log { path: self.config.data.display().to_string(), source };
