@@ -257,3 +257,24 @@ fn histories_are_judged_without_a_cluster() {
     let (code, _, stderr) = judged(&["nowhere.jsonl"]);
     assert_eq!((code, stderr.contains("nowhere.jsonl")), (2, true), "{stderr}");
 }
+
+#[test]
+fn a_running_cluster_is_drilled_by_way_of_any_node_and_left_as_it_was() {
+    let cluster = Cluster::start();
+    let before = cluster.json("keyspace list");
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("drill").display().to_string();
+    let one = cluster.endpoints.split(',').next().unwrap();
+    let drill = |more: &[&str]| {
+        let what = ["drill", "--endpoints", one, "--out", &out, "--seconds", "3", "--workload", "register"];
+        cluster.run(&[what.as_slice(), more].concat())
+    };
+    let refused = drill(&["--faults", "kill"]);
+    assert_eq!(refused.status.code(), Some(7));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--endpoints"));
+    let drilled = drill(&[]);
+    assert!(drilled.status.success(), "{}", String::from_utf8_lossy(&drilled.stdout));
+    let results: Value = serde_json::from_slice(&fs::read(dir.path().join("drill/results.json")).unwrap()).unwrap();
+    assert_eq!(results["run"]["nodes"].as_array().unwrap().len(), 3);
+    assert_eq!(cluster.json("keyspace list"), before);
+}

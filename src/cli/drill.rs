@@ -51,9 +51,9 @@ pub struct Drill {
     #[arg(long, value_name = "HOURS", conflicts_with = "seed")]
     hours: Option<f64>,
     /// Faults to install: kill, pause, partition, one-way, ring, isolate-leader, isolate-driver, slow, stall, clock,
-    /// disk-full, power-loss, restart-all, separated by commas; all; none
-    #[arg(long, default_value = "all", value_name = "LIST", value_parser = faults)]
-    faults: Faults,
+    /// disk-full, power-loss, restart-all, separated by commas; all; none [default: all, none with --endpoints]
+    #[arg(long, value_name = "LIST", value_parser = faults)]
+    faults: Option<Faults>,
     /// Workloads to run side by side: register, levels, counter, rows, bank; all
     #[arg(long, default_value = "all", value_name = "LIST", value_parser = workloads)]
     workload: Workloads,
@@ -104,8 +104,10 @@ fn workloads(text: &str) -> Result<Workloads, String> {
 impl Drill {
     fn settings(&self, options: &Options, seed: u64, out: PathBuf) -> Result<Settings, Failure> {
         let binary = std::env::current_exe()?;
+        let endpoints = if options.given.endpoints { options.endpoints.clone() } else { Vec::new() };
+        let usual = if endpoints.is_empty() { Fault::ALL.as_slice() } else { &[] };
         Ok(Settings {
-            faults: self.faults.0.clone(),
+            faults: self.faults.as_ref().map_or(usual, |faults| &faults.0).to_vec(),
             workloads: self.workload.0.clone(),
             lasts: Duration::from_secs(self.seconds),
             nodes: self.nodes.into(),
@@ -114,7 +116,7 @@ impl Drill {
             seed,
             out,
             clients: self.clients,
-            endpoints: if options.given.endpoints { options.endpoints.clone() } else { Vec::new() },
+            endpoints,
             netns: self.netns,
             binary,
         })

@@ -4,7 +4,7 @@ use super::{
     Error, api,
     network::Network,
     process::{Node, State},
-    settings::{Fault, Settings},
+    settings::{Fault, Hits, Settings},
 };
 use crate::proto::internal::ReplicaDigest;
 use futures_util::future::join_all;
@@ -19,8 +19,11 @@ const FORM_PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Longest time that the sync of a lossy disk takes.
 const LOSSY_SYNC_MS_MAX: u64 = 50;
-/// Log bytes after which partitions are snapshotted: low, so that nodes that were away get snapshots.
-const SNAPSHOT_BYTES: std::ops::Range<u64> = 64 << 10..1 << 20;
+/// Log bytes after which partitions are snapshotted, and those that are kept: low, so that nodes that were away get
+/// snapshots.
+const SNAPSHOT_BYTES: std::ops::Range<u64> = 4 << 10..32 << 10;
+const LOG_KEEP_BYTES: std::ops::Range<u64> = 512..2 << 10;
+const LOG_BYTES_MAX: u64 = 2 << 10;
 
 /// A node that ended by itself although nobody asked it to.
 #[derive(Clone, Debug)]
@@ -46,10 +49,18 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster that runs already; nothing can be done to it.
-    #[must_use]
-    pub fn foreign(addresses: Vec<String>) -> Self {
-        Self { nodes: Vec::new(), network: None, addresses, sync_ms: 0, doomed: Vec::new(), fallen: Vec::new() }
+    /// A cluster that runs already, with all nodes that the first of `endpoints` which answers knows; nothing can be done
+    /// to it.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub async fn foreign(endpoints: &[String]) -> Result<Self, Error> {
+        let asked = join_all(endpoints.iter().map(|endpoint| api::status(endpoint))).await;
+        let problems = asked.iter().filter_map(|asked| asked.as_ref().err().cloned()).collect::<Vec<_>>();
+        let status = asked.into_iter().find_map(Result::ok).ok_or_else(|| Error::NotReady(problems.join("; ")))?;
+        let addresses = status.nodes.into_iter().map(|node| node.address).collect();
+        let (doomed, fallen) = (Vec::new(), Vec::new());
+        Ok(Self { nodes: Vec::new(), network: None, addresses, sync_ms: 0, doomed, fallen })
     }
 
     /// Starts nodes with everything of theirs in `dir`, forms the cluster, and waits until it is healthy.
@@ -58,7 +69,11 @@ impl Cluster {
     /// When that fails.
     pub async fn start(settings: &Settings, dir: &Path, network: Network) -> Result<Self, Error> {
         let mut rng = StdRng::seed_from_u64(settings.seed);
-        let snapshot_bytes = rng.random_range(SNAPSHOT_BYTES);
+        let raft = [
+            ("snapshot_bytes", rng.random_range(SNAPSHOT_BYTES)),
+            ("log_keep_bytes", rng.random_range(LOG_KEEP_BYTES)),
+            ("log_bytes_max", LOG_BYTES_MAX),
+        ];
         let lossy = settings.faults.contains(&Fault::PowerLoss);
         let sync_ms = if lossy { rng.random_range(5..=LOSSY_SYNC_MS_MAX) } else { 0 };
         let addresses: Vec<String> = (0..settings.nodes).map(|index| network.address(index)).collect();
@@ -68,7 +83,9 @@ impl Cluster {
             let mut command = network.prefix_of(index);
             command.push(settings.binary.display().to_string());
             command.extend(["start", "--listen", address, "--http", "127.0.0.1:0"].map(str::to_owned));
-            command.extend(["--set".to_owned(), format!("raft.snapshot_bytes={snapshot_bytes}")]);
+            for (name, value) in raft {
+                command.extend(["--set".to_owned(), format!("raft.{name}={value}")]);
+            }
             if !others.is_empty() {
                 command.extend(["--join".to_owned(), others.join(",")]);
             }
@@ -126,19 +143,23 @@ impl Cluster {
         self.doomed.push(index);
     }
 
-    /// Everything that was done is undone: paused nodes go on, dead ones start, the network and the disks work, clocks
-    /// are right. Asked again it does nothing.
+    /// Everything that was done to these is undone: paused nodes go on and dead ones start, the network works, the disks
+    /// work and clocks are right. Asked again it does nothing.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn heal(&mut self) -> Result<(), Error> {
-        self.network.as_mut().map_or(Ok(()), Network::heal)?;
-        self.look_for_fallen();
-        self.doomed.clear();
-        for node in &mut self.nodes {
-            node.relieve(self.sync_ms)?;
-            node.resume()?;
-            node.start()?;
+    pub fn heal(&mut self, what: &[Hits]) -> Result<(), Error> {
+        if what.contains(&Hits::Links) {
+            self.network.as_mut().map_or(Ok(()), Network::heal)?;
+        }
+        if what.contains(&Hits::Insides) {
+            let sync_ms = self.sync_ms;
+            self.nodes.iter_mut().try_for_each(|node| node.relieve(sync_ms))?;
+        }
+        if what.contains(&Hits::Processes) {
+            self.look_for_fallen();
+            self.doomed.clear();
+            self.nodes.iter_mut().try_for_each(|node| node.resume().and_then(|()| node.start()))?;
         }
         Ok(())
     }

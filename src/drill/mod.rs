@@ -16,7 +16,7 @@
 //! Invariants:
 //! * no process, namespace or route outlives the drill; processes are signalled only by the child that was started here;
 //! * a failure of the drill itself is an [`Error`], never a violation;
-//! * unless all nodes are hit on purpose, no fault takes more nodes than every group of replicas can miss.
+//! * unless all nodes are hit on purpose, faults take no more nodes, together, than every group of replicas can miss.
 
 pub mod api;
 pub mod cluster;

@@ -1,15 +1,16 @@
 //! Installs faults and heals them, and says so in every history.
 //!
 //! Invariants:
-//! * every fault that was installed is healed before the next one comes, and the cluster had its time to recover;
+//! * faults that are on together take no more nodes than one of them may, unless all are hit;
+//! * every fault of a round is healed before the next round, and the cluster had its time to recover;
 //! * what cannot be done here is recorded as skipped, with the reason, and never as installed.
 
-use super::{Error, cluster::Cluster, process::State, proxy::Mode, schedule::Turn, settings::Fault};
+use super::{Error, cluster::Cluster, proxy::Mode, schedule::Turn, settings::Fault};
 use crate::{control::Disk, proof::recorder::Recorder};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// How long the cluster may take to be healthy again before the next fault comes regardless.
 const SETTLE_MAX: Duration = Duration::from_secs(15);
@@ -34,6 +35,15 @@ struct Installed {
     what: String,
     /// All nodes are hit: nobody can answer.
     outage: bool,
+}
+
+/// The same, until it is healed.
+struct On {
+    fault: Fault,
+    until: Instant,
+    installed: Installed,
+    /// What is said of it in histories.
+    said: Json,
 }
 
 /// Why a fault was not installed.
@@ -61,43 +71,80 @@ impl Nemesis {
         Self { recorders, spare, next_id: 1, installed, skipped, complaints }
     }
 
-    /// Installs a fault, lets it last, heals it, and waits for the cluster to recover. `tell` hears what is on.
+    /// Installs and heals the faults of a round, each at its time, and waits for the cluster to recover. `tell` hears
+    /// what is on.
     ///
     /// # Errors
     /// When the drill itself fails.
-    pub async fn turn(&mut self, cluster: &mut Cluster, turn: &Turn, tell: impl Fn(&str)) -> Result<(), Error> {
-        let id = self.next_id;
-        self.next_id += 1;
-        let mut rng = StdRng::seed_from_u64(turn.seed);
-        let done = match cluster.nodes.is_empty() {
-            true => Err("the cluster is not the drill's own (--endpoints)".to_owned()),
-            false => self.install(cluster, turn.fault, &mut rng).await?,
-        };
-        let installed = match done {
-            Ok(installed) => installed,
-            Err(why) => {
-                self.say(turn.fault, json!({ "id": id, "state": "skipped", "nodes": [], "what": why }));
-                self.skipped.insert(turn.fault, why);
-                return Ok(());
+    pub async fn round(&mut self, cluster: &mut Cluster, round: &[Turn], tell: impl Fn(&[&str])) -> Result<(), Error> {
+        let began = Instant::now();
+        let mut coming = round.iter().peekable();
+        let mut on: Vec<On> = Vec::new();
+        loop {
+            let first_end = on.iter().map(|on| on.until).min();
+            match (coming.peek(), first_end) {
+                (Some(turn), end) if end.is_none_or(|end| began + turn.after <= end) => {
+                    sleep_until(began + turn.after).await;
+                    let begun = self.begin(cluster, turn, &on).await?;
+                    on.extend(begun);
+                    coming.next();
+                }
+                (_, Some(end)) => {
+                    sleep_until(end).await;
+                    for over in on.extract_if(.., |on| on.until <= end) {
+                        self.end(cluster, &over).await?;
+                    }
+                }
+                (_, None) => break,
             }
-        };
-        *self.installed.entry(turn.fault).or_default() += 1;
-        let names: Vec<&str> = installed.nodes.iter().map(|index| cluster.nodes[*index].name.as_str()).collect();
-        let value = |state: &str, what: &str| json!({ "id": id, "state": state, "nodes": names, "what": what, "outage": installed.outage });
-        let (on, off) = (value("installed", &installed.what), value("healed", &installed.what));
-        self.say(turn.fault, on);
-        tell(&installed.what);
-        sleep(if installed.outage { turn.lasts.min(OUTAGE_MAX) } else { turn.lasts }).await;
-        if turn.fault == Fault::DiskFull {
-            self.disk_full_must_end(cluster, &installed).await;
+            tell(&on.iter().map(|on| on.installed.what.as_str()).collect::<Vec<_>>());
         }
-        cluster.heal()?;
-        self.say(turn.fault, off);
-        tell("");
         if let Err(why) = cluster.healthy(SETTLE_MAX).await {
             tracing::warn!(%why, "the next fault comes regardless");
         }
         Ok(())
+    }
+
+    /// Installs a fault beside those that are on.
+    async fn begin(&mut self, cluster: &mut Cluster, turn: &Turn, on: &[On]) -> Result<Option<On>, Error> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let mut rng = StdRng::seed_from_u64(turn.seed);
+        let victims = self.victims(cluster.nodes.len(), on, &mut rng);
+        let installed = match install(cluster, turn.fault, victims, &mut rng).await? {
+            Ok(installed) => installed,
+            Err(why) => {
+                self.say(turn.fault, json!({ "id": id, "state": "skipped", "nodes": [], "what": why }));
+                self.skipped.insert(turn.fault, why);
+                return Ok(None);
+            }
+        };
+        *self.installed.entry(turn.fault).or_default() += 1;
+        let names: Vec<&str> = installed.nodes.iter().map(|index| cluster.nodes[*index].name.as_str()).collect();
+        let said = json!({ "id": id, "nodes": names, "what": installed.what, "outage": installed.outage });
+        self.say(turn.fault, with_state(&said, "installed"));
+        let lasts = if installed.outage { turn.lasts.min(OUTAGE_MAX) } else { turn.lasts };
+        Ok(Some(On { fault: turn.fault, until: Instant::now() + lasts, installed, said }))
+    }
+
+    async fn end(&mut self, cluster: &mut Cluster, over: &On) -> Result<(), Error> {
+        if over.fault == Fault::DiskFull {
+            self.disk_full_must_end(cluster, &over.installed).await;
+        }
+        cluster.heal(over.fault.hits())?;
+        self.say(over.fault, with_state(&over.said, "healed"));
+        Ok(())
+    }
+
+    /// A minority: nodes that are taken already, before others.
+    fn victims(&self, count: usize, on: &[On], rng: &mut StdRng) -> Vec<usize> {
+        let takes = |on: &&On| on.fault.takes_nodes() && !on.installed.outage;
+        let taken: Vec<usize> = on.iter().filter(takes).flat_map(|on| on.installed.nodes.iter().copied()).collect();
+        let mut victims: Vec<usize> = (0..count).collect();
+        victims.shuffle(rng);
+        victims.sort_by_key(|index| !taken.contains(index));
+        victims.truncate(rng.random_range(1..=self.spare.max(1)));
+        victims
     }
 
     fn say(&self, fault: Fault, value: serde_json::Value) {
@@ -117,49 +164,51 @@ impl Nemesis {
             }
         }
     }
+}
 
-    async fn install(
-        &self,
-        cluster: &mut Cluster,
-        fault: Fault,
-        rng: &mut StdRng,
-    ) -> Result<Result<Installed, Skipped>, Error> {
-        let count = cluster.nodes.len();
-        let all: Vec<usize> = (0..count).collect();
-        let mut victims = all.clone();
-        victims.shuffle(rng);
-        victims.truncate(rng.random_range(1..=self.spare.max(1)));
-        Ok(match fault {
-            Fault::Kill => Ok(killed(cluster, victims, "kill -9 of")?),
-            Fault::RestartAll => Ok(killed(cluster, all, "kill -9 of")?),
-            Fault::PowerLoss if !cluster.is_lossy() => Err("the disks of these nodes are not lossy".to_owned()),
-            Fault::PowerLoss => {
-                let victims = if rng.random_bool(ALL_SHARE) { all } else { victims };
-                Ok(power_loss(cluster, victims, rng).await?)
-            }
-            Fault::Pause => {
-                victims.iter().try_for_each(|index| cluster.nodes[*index].pause())?;
-                Ok(hurt(cluster, victims, "SIGSTOP to"))
-            }
-            Fault::Partition => {
-                isolate(cluster, &victims)?;
-                Ok(hurt(cluster, victims, "cut off:"))
-            }
-            Fault::OneWay => one_way(cluster, victims[0], rng)?,
-            Fault::Ring => ring(cluster, rng)?,
-            Fault::IsolateLeader => isolate_leader(cluster, rng, false).await?,
-            Fault::IsolateDriver => isolate_leader(cluster, rng, true).await?,
-            Fault::Slow => Ok(slow(cluster, victims[0], rng)?),
-            Fault::Stall => Ok(stall(cluster, victims[0], rng)?),
-            Fault::Clock => Ok(jump(cluster, rng)?),
-            Fault::DiskFull => {
-                let victim = victims[0];
-                cluster.doom(victim);
-                cluster.nodes[victim].order(|orders| orders.disk = Disk::Full)?;
-                Ok(hurt(cluster, vec![victim], "disk full:"))
-            }
-        })
-    }
+fn with_state(said: &Json, state: &str) -> Json {
+    let mut said = said.clone();
+    said["state"] = state.into();
+    said
+}
+
+async fn install(
+    cluster: &mut Cluster,
+    fault: Fault,
+    victims: Vec<usize>,
+    rng: &mut StdRng,
+) -> Result<Result<Installed, Skipped>, Error> {
+    let all: Vec<usize> = (0..cluster.nodes.len()).collect();
+    Ok(match fault {
+        Fault::Kill => Ok(killed(cluster, victims, "kill -9 of")?),
+        Fault::RestartAll => Ok(killed(cluster, all, "kill -9 of")?),
+        Fault::PowerLoss if !cluster.is_lossy() => Err("the disks of these nodes are not lossy".to_owned()),
+        Fault::PowerLoss => {
+            let victims = if rng.random_bool(ALL_SHARE) { all } else { victims };
+            Ok(power_loss(cluster, victims, rng).await?)
+        }
+        Fault::Pause => {
+            victims.iter().try_for_each(|index| cluster.nodes[*index].pause())?;
+            Ok(hurt(cluster, victims, "SIGSTOP to"))
+        }
+        Fault::Partition => {
+            isolate(cluster, &victims)?;
+            Ok(hurt(cluster, victims, "cut off:"))
+        }
+        Fault::OneWay => one_way(cluster, victims[0], rng)?,
+        Fault::Ring => ring(cluster, rng)?,
+        Fault::IsolateLeader => isolate_leader(cluster, rng, false).await?,
+        Fault::IsolateDriver => isolate_leader(cluster, rng, true).await?,
+        Fault::Slow => Ok(slow(cluster, victims[0], rng)?),
+        Fault::Stall => Ok(stall(cluster, victims[0], rng)?),
+        Fault::Clock => Ok(jump(cluster, rng)?),
+        Fault::DiskFull => {
+            let victim = victims[0];
+            cluster.doom(victim);
+            cluster.nodes[victim].order(|orders| orders.disk = Disk::Full)?;
+            Ok(hurt(cluster, vec![victim], "disk full:"))
+        }
+    })
 }
 
 fn hurt(cluster: &Cluster, nodes: Vec<usize>, what: &str) -> Installed {
@@ -295,7 +344,6 @@ fn jump(cluster: &mut Cluster, rng: &mut StdRng) -> Result<Installed, Error> {
         let size = rng.random_range(JUMP_MS.0.ln()..JUMP_MS.1.ln()).exp() as i64;
         let offset = if rng.random_bool(0.5) { size } else { -size };
         let node = &mut cluster.nodes[*index];
-        debug_assert_eq!(node.state(), State::Running, "one fault at a time");
         node.order(|orders| orders.wall_offset_ms = offset)?;
         what.push(format!("{} {:+.1} s", node.name, offset as f64 / 1_000.0));
     }

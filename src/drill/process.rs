@@ -12,6 +12,7 @@ use crate::{
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs::{self, File},
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
@@ -95,6 +96,9 @@ impl Node {
         command.args(&self.command[1..]).arg("--data").arg(&self.data).env("MERIDIAN_DRILL_CONTROL", &self.control);
         command.env("NO_COLOR", "1"); // The log goes to a file.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        // A paused node cannot see that the drill is gone. The system ends it: a group of processes whose stopped members
+        // have lost the last parent outside of it gets SIGHUP and SIGCONT. And Ctrl-C is for the drill alone.
+        command.process_group(0);
         self.child = Some(command.spawn().map_err(Error::io(what()))?);
         self.paused = false;
         Ok(())
@@ -199,6 +203,13 @@ impl Node {
     pub fn relieve(&mut self, sync_ms: u64) -> Result<(), Error> {
         let relieved = Orders { wall_offset_ms: 0, disk: Disk::Good, sync_ms, ..self.orders.clone() };
         if relieved == self.orders { Ok(()) } else { self.order(|orders| *orders = relieved) }
+    }
+
+    /// How many of its lines, in all its lives, hold this text.
+    #[must_use]
+    pub fn said(&self, what: &str) -> u64 {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        text.lines().filter(|line| line.contains(what)).count() as u64
     }
 
     /// The last lines that it wrote.

@@ -13,7 +13,7 @@ use super::{
     network::Network,
     process::Node,
     schedule::Schedule,
-    settings::Settings,
+    settings::{Hits, Settings},
     verdicts::{self, Happened},
 };
 use crate::{
@@ -24,10 +24,11 @@ use crate::{
         door::{Door, Library, OneNode},
         history::{self, Event, Kind, Phase, Process, RunInfo},
         recorder::Recorder,
-        report::{Judged, Report},
+        report::{Judged, Outcome, Report},
         workload::{self, Summary, Workload},
     },
     proto::v1::{self, CreateKeyspaceRequest},
+    telemetry,
 };
 use serde_json::json;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -116,15 +117,16 @@ pub async fn run(settings: &Settings, progress: &watch::Sender<Progress>) -> Res
     for node in &mut cluster.nodes {
         node.kill()?;
     }
-    if report.outcome() == crate::proof::report::Outcome::Pass {
+    if report.outcome() == Outcome::Pass {
         export::forget_data(cluster.nodes.iter().map(|node| node.data.as_path()))?;
+        run.tidy_up(&cluster).await?;
     }
     Ok(report)
 }
 
 async fn cluster_of(settings: &Settings) -> Result<Cluster, Error> {
     if !settings.endpoints.is_empty() {
-        return Ok(Cluster::foreign(settings.endpoints.clone()));
+        return Cluster::foreign(&settings.endpoints).await;
     }
     let network = match settings.netns {
         true => Network::Namespaces(Namespaces::make(settings.nodes, settings.seed)?),
@@ -182,6 +184,20 @@ impl Run<'_> {
         Ok(Track { settings: of_workload, recorder, doors })
     }
 
+    /// Drops the keyspaces from a cluster that goes on without the drill.
+    async fn tidy_up(&self, cluster: &Cluster) -> Result<(), Error> {
+        if !cluster.nodes.is_empty() {
+            return Ok(());
+        }
+        let failed = |error: crate::client::Error| Error::NotReady(format!("dropping the drill's keyspaces: {error}"));
+        let client = Client::builder(cluster.addresses().to_vec()).connect_deadline(PREPARE_MAX).connect().await;
+        let admin = client.map_err(failed)?.admin();
+        for track in &self.tracks {
+            admin.drop_keyspace(&track.settings.keyspace).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Faults come and go under the workloads.
     async fn main(&mut self, cluster: &mut Cluster, nemesis: &mut Nemesis) -> Result<(), Error> {
         self.tell("running");
@@ -197,17 +213,15 @@ impl Run<'_> {
                 if left.is_zero() {
                     return Ok(());
                 }
-                let Some(turn) = schedule.next(left) else {
+                let round = schedule.next(left);
+                if round.is_empty() {
                     sleep(left).await;
                     return Ok(());
-                };
-                let installed = |what: &str| {
-                    self.progress.send_modify(|progress| {
-                        progress.faults += u64::from(!what.is_empty());
-                        progress.fault = what.to_owned();
-                    });
-                };
-                nemesis.turn(cluster, &turn, installed).await?;
+                }
+                let told = |on: &[&str]| self.progress.send_modify(|progress| progress.fault = on.join(" + "));
+                nemesis.round(cluster, &round, told).await?;
+                let faults = nemesis.installed.values().sum();
+                self.progress.send_modify(|progress| progress.faults = faults);
                 cluster.look_for_fallen();
             }
         };
@@ -217,7 +231,7 @@ impl Run<'_> {
         };
         self.set_phase(Phase::Heal);
         self.tell("healing");
-        cluster.heal()?;
+        cluster.heal(Hits::ALL)?;
         let recovered = cluster.healthy(RECOVERY_MAX).await;
         self.unsound.extend(recovered.err().map(|why| format!("after the last fault: {why}")));
         sleep(CALM).await;
@@ -256,7 +270,7 @@ impl Run<'_> {
         self.note("restart-all", &value("installed"));
         cluster.nodes.iter().try_for_each(Node::strike)?;
         cluster.nodes.iter_mut().try_for_each(Node::kill)?;
-        cluster.heal()?;
+        cluster.heal(Hits::ALL)?;
         self.note("restart-all", &value("healed"));
         let recovered = cluster.healthy(RECOVERY_MAX).await;
         self.unsound.extend(recovered.err().map(|why| format!("after a restart of all nodes: {why}")));
@@ -295,9 +309,9 @@ impl Run<'_> {
         RunInfo {
             schema: history::SCHEMA.to_owned(),
             tool: "drill".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: env!("MERIDIAN_VERSION").to_owned(),
             seed: settings.seed,
-            plan_hash: String::new(),
+            plan_hash: settings.plan_hash(),
             started_wall_ms: self.started_wall_ms,
             duration_ns: u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX),
             clock: "CLOCK_MONOTONIC of the machine that drills".to_owned(),
@@ -311,7 +325,11 @@ impl Run<'_> {
                 "nodes": cluster.addresses(),
                 "replicas": settings.replicas,
                 "clients": settings.clients,
-                "network": if settings.netns { "namespaces" } else { "proxies" },
+                "network": match (&settings.endpoints[..], settings.netns) {
+                    ([], true) => "namespaces",
+                    ([], false) => "proxies",
+                    _ => "as it is",
+                },
             }),
         }
     }
@@ -334,11 +352,14 @@ impl Run<'_> {
         cluster.look_for_fallen();
         let fell = cluster.fallen().iter().map(|fallen| format!("{} ended by itself: {}", fallen.node, fallen.how));
         let processes: Vec<String> = fell.chain(nemesis.complaints.iter().cloned()).collect();
-        let of_cluster = vec![
-            verdicts::verdict("recovery", &self.unsound, ("recoveries", if cluster.nodes.is_empty() { 1 } else { 2 })),
-            verdicts::verdict("processes", &processes, ("processes", cluster.nodes.len() as u64)),
+        let nodes = cluster.nodes.len() as u64;
+        let mut of_cluster = vec![
+            verdicts::verdict("recovery", &self.unsound, ("recoveries", if nodes == 0 { 1 } else { 2 })),
             verdicts::availability(&histories),
         ];
+        if nodes > 0 {
+            of_cluster.push(verdicts::verdict("processes", &processes, ("processes", nodes)));
+        }
         let faults = |event: &&Event| event.process == Process::Nemesis && event.kind == Kind::Info;
         let events = histories.first().map(|(_, events)| events.iter().filter(faults).cloned().collect());
         let info = self.info(cluster, "cluster");
@@ -348,6 +369,7 @@ impl Run<'_> {
             installed: &nemesis.installed,
             skipped: &nemesis.skipped,
             leader_changes: verdicts::leader_changes(histories.iter().flat_map(|(_, events)| events)),
+            snapshots: cluster.nodes.iter().map(|node| node.said(telemetry::SNAPSHOT_INSTALLED)).sum(),
             summaries: &summaries,
         });
         let names: Vec<&str> = self.settings.workloads.iter().map(|workload| workload.name()).collect();

@@ -2,8 +2,12 @@
 
 use crate::{
     drill::Error,
-    proof::{history::ReadMode, workload::Workload},
+    proof::{
+        history::{Mode, ReadMode},
+        workload::Workload,
+    },
 };
+use sha2::{Digest as _, Sha256};
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 /// Nodes at most: the processes of one machine.
@@ -38,6 +42,22 @@ pub enum Fault {
     PowerLoss,
     /// `kill -9` of all nodes at once.
     RestartAll,
+}
+
+/// What a fault works on. Faults that work on different things can be on at the same time, and end one by one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hits {
+    /// They run, are stopped or are gone.
+    Processes,
+    /// The network between nodes.
+    Links,
+    /// Disks and clocks.
+    Insides,
+}
+
+impl Hits {
+    /// All of them.
+    pub const ALL: &[Self] = &[Self::Processes, Self::Links, Self::Insides];
 }
 
 impl Fault {
@@ -82,6 +102,40 @@ impl Fault {
     #[must_use]
     pub const fn moves_leaders(self) -> bool {
         matches!(self, Self::Kill | Self::Pause | Self::Partition | Self::IsolateLeader | Self::RestartAll)
+    }
+
+    /// What it works on.
+    #[must_use]
+    pub const fn hits(self) -> &'static [Hits] {
+        match self {
+            Self::Kill | Self::Pause | Self::RestartAll => &[Hits::Processes],
+            Self::Partition | Self::OneWay | Self::Ring | Self::IsolateLeader | Self::IsolateDriver => &[Hits::Links],
+            Self::Slow | Self::Stall => &[Hits::Links, Hits::Insides],
+            Self::Clock => &[Hits::Insides],
+            Self::DiskFull | Self::PowerLoss => &[Hits::Processes, Hits::Insides],
+        }
+    }
+
+    /// Whether the groups do without the nodes that it hits, unless it hits all.
+    #[must_use]
+    pub const fn takes_nodes(self) -> bool {
+        !matches!(self, Self::Clock | Self::Ring | Self::RestartAll)
+    }
+
+    /// Whether nodes that it hits fall so far behind that they need a snapshot.
+    #[must_use]
+    pub const fn leaves_behind(self) -> bool {
+        matches!(self, Self::Kill | Self::Pause | Self::Partition | Self::IsolateLeader)
+    }
+
+    /// Whether it may begin while `first` is on. Both together take no more nodes than either of them.
+    #[must_use]
+    pub fn may_join(self, first: Self) -> bool {
+        let chooses_itself = matches!(self, Self::IsolateLeader | Self::IsolateDriver);
+        let (ring, takes) = (self == Self::Ring || first == Self::Ring, self.takes_nodes() || first.takes_nodes());
+        let apart = !self.hits().iter().any(|hits| first.hits().contains(hits));
+        // In a ring every node counts.
+        apart && !(ring && takes) && !(chooses_itself && first.takes_nodes())
     }
 
     /// Understands names separated by commas, `all` and `none`.
@@ -138,7 +192,7 @@ pub struct Settings {
     pub out: PathBuf,
     /// Clients of each workload.
     pub clients: u32,
-    /// A running cluster to drill instead of one of its own.
+    /// A running cluster to drill instead of one of its own: nothing can be done to it.
     pub endpoints: Vec<String>,
     /// Nodes live in network namespaces.
     pub netns: bool,
@@ -166,10 +220,25 @@ impl Settings {
             true => command.push_str(&format!(" --nodes {} --replicas {}", self.nodes, self.replicas)),
             false => command.push_str(&format!(" --endpoints {}", self.endpoints.join(","))),
         }
+        for level in &self.levels {
+            command.push_str(&format!(" --consistency {}", level.mode.name()));
+            match level.mode {
+                Mode::Bounded => command.push_str(&format!("={}ms", level.bound_ms.unwrap_or_default())),
+                Mode::Session => command.push('='), // The clients have tokens of their own.
+                Mode::Linearizable | Mode::Lease | Mode::Eventual => {}
+            }
+        }
         if self.netns {
             command.push_str(" --netns");
         }
         command
+    }
+
+    /// Tells plans apart: the same settings are the same plan.
+    #[must_use]
+    pub fn plan_hash(&self) -> String {
+        let digest = Sha256::digest(self.command());
+        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Checks the settings against each other.
@@ -179,10 +248,12 @@ impl Settings {
     pub fn validate(&self) -> Result<(), Error> {
         let refuse = |why: String| Err(Error::Impossible(why));
         if !self.endpoints.is_empty() {
-            return match self.netns {
-                true => refuse("--netns is for a cluster of the drill's own, not for --endpoints".to_owned()),
-                false => Ok(()),
-            };
+            if self.netns || !self.faults.is_empty() {
+                return refuse(
+                    "--faults and --netns are for a cluster of the drill's own, not for --endpoints".to_owned(),
+                );
+            }
+            return Ok(());
         }
         if self.replicas as usize > self.nodes {
             return refuse(format!("--replicas {} needs as many --nodes, not {}", self.replicas, self.nodes));
@@ -197,6 +268,15 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn faults_that_are_on_together_work_on_different_things_and_leave_a_majority() {
+        assert!(Fault::Kill.may_join(Fault::Partition) && Fault::IsolateLeader.may_join(Fault::Clock));
+        assert!(Fault::Ring.may_join(Fault::RestartAll) && !Fault::Ring.may_join(Fault::Kill));
+        assert!(!Fault::Kill.may_join(Fault::Pause) && !Fault::IsolateLeader.may_join(Fault::Kill));
+        let alone = Fault::ALL.iter().filter(|fault| !Fault::ALL.iter().any(|other| fault.may_join(*other)));
+        assert_eq!(alone.collect::<Vec<_>>(), [&Fault::DiskFull]);
+    }
 
     #[test]
     fn faults_are_read_by_name_in_any_order_and_once() {

@@ -88,6 +88,8 @@ pub struct Happened<'a> {
     pub skipped: &'a BTreeMap<Fault, String>,
     /// Leaders that changed.
     pub leader_changes: u64,
+    /// Snapshots that replicas got from leaders.
+    pub snapshots: u64,
     /// Operations of each workload.
     pub summaries: &'a [(Workload, Summary)],
 }
@@ -101,14 +103,19 @@ pub fn gates(happened: &Happened<'_>) -> Vec<Gate> {
         let count = happened.installed.get(fault).copied().unwrap_or(0);
         let got = match happened.skipped.get(fault) {
             Some(why) if count == 0 => format!("skipped: {why}"),
-            _ => format!("{count} times"),
+            _ => count.to_string(),
         };
         let ok = count > 0 || happened.skipped.contains_key(fault);
-        gates.push(gate(format!("fault {fault}"), "at least once".to_owned(), got, ok));
+        gates.push(gate(format!("fault {fault}"), "at least 1".to_owned(), got, ok));
     }
-    if happened.installed.keys().any(|fault| fault.moves_leaders()) {
-        let count = happened.leader_changes;
-        gates.push(gate("leaders changed".to_owned(), "at least 1".to_owned(), count.to_string(), count > 0));
+    let any = |of: fn(Fault) -> bool| happened.installed.keys().any(|fault| of(*fault));
+    for (name, count, wanted) in [
+        ("leaders changed", happened.leader_changes, any(Fault::moves_leaders)),
+        ("snapshots installed", happened.snapshots, any(Fault::leaves_behind)),
+    ] {
+        if wanted {
+            gates.push(gate(name.to_owned(), "at least 1".to_owned(), count.to_string(), count > 0));
+        }
     }
     for (workload, summary) in happened.summaries {
         for f in kinds(*workload) {
@@ -180,9 +187,10 @@ mod tests {
             installed: &installed,
             skipped: &skipped,
             leader_changes: 0,
+            snapshots: 0,
             summaries: &summaries,
         });
         let failed: Vec<&str> = gates.iter().filter(|gate| !gate.ok).map(|gate| gate.name.as_str()).collect();
-        assert_eq!(failed, ["fault pause", "leaders changed", "counter: read", "counter: incr"]);
+        assert_eq!(failed, ["fault pause", "leaders changed", "snapshots installed", "counter: read", "counter: incr"]);
     }
 }

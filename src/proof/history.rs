@@ -82,6 +82,18 @@ impl Mode {
     pub fn is_strong(self) -> bool {
         matches!(self, Self::Linearizable | Self::Lease)
     }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Linearizable => "linearizable",
+            Self::Lease => "lease",
+            Self::Bounded => "bounded",
+            Self::Session => "session",
+            Self::Eventual => "eventual",
+        }
+    }
 }
 
 /// How a read was to be served.

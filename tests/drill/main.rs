@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value as Json;
 use std::{
     fs::{self, File},
-    io::BufReader,
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -155,12 +155,29 @@ fn wait_nodes(out: &Path, run: bool) {
     panic!("nodes run: not {run}");
 }
 
+/// A drill of this test that runs, with whatever it says.
+fn started(place: &Place, faults: &str, stderr: Stdio) -> Child {
+    let mut command = place.command(&["--nodes", "3", "--faults", faults, "--workload", "register"]);
+    command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap()
+}
+
+#[test]
+fn a_paused_node_ends_with_its_drill_too() {
+    let place = Place::take();
+    let mut child = started(&place, "pause", Stdio::piped());
+    let said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let paused = said.take_while(|line| !line.contains("SIGSTOP to")).count();
+    assert!(paused > 0, "it says what it does");
+    kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+    child.wait().unwrap();
+    wait_nodes(&place.out(), false);
+}
+
 #[test]
 fn nodes_end_with_their_drill_however_that_ends() {
     let place = Place::take();
     for signal in [Signal::INT, Signal::KILL] {
-        let mut command = place.command(&["--nodes", "3", "--faults", "kill", "--workload", "register"]);
-        let mut child: Child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = started(&place, "kill", Stdio::null());
         wait_nodes(&place.out(), true);
         kill_process(Pid::from_child(&child), signal).unwrap();
         let status = child.wait().unwrap();

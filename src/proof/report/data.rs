@@ -9,7 +9,7 @@ use super::{
     Figures, Report,
     faults::text,
     leaders::{Reign, leaders},
-    ops::{Op, Outcome, mode_name},
+    ops::{Op, Outcome},
     stats::bucket_ns,
 };
 use crate::proof::{
@@ -181,8 +181,8 @@ fn texts(op: &Op<'_>, chars_max: usize) -> [(&'static str, Option<String>); 13] 
     let (asked, done) = (op.asked, op.done);
     let srv = done.and_then(|done| done.srv.as_ref());
     let read = asked.read.map(|read| match read.bound_ms {
-        Some(bound_ms) => format!("{} ≤ {bound_ms} ms", mode_name(read.mode)),
-        None => mode_name(read.mode).to_owned(),
+        Some(bound_ms) => format!("{} ≤ {bound_ms} ms", read.mode.name()),
+        None => read.mode.name().to_owned(),
     });
     let answer = done.filter(|_| op.outcome.answered()).map(|done| done.observed.as_ref().unwrap_or(&done.value));
     // What only repeats the question says nothing; that a read found nothing is an answer.

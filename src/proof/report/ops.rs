@@ -57,22 +57,12 @@ impl Class {
 }
 
 /// Name of a level, as in a history.
-pub(super) fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Linearizable => "linearizable",
-        Mode::Lease => "lease",
-        Mode::Bounded => "bounded",
-        Mode::Session => "session",
-        Mode::Eventual => "eventual",
-    }
-}
-
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Writes => f.write_str("writes"),
-            Self::Reads(mode) => write!(f, "{} reads", mode_name(*mode)),
-            Self::Scans(mode) => write!(f, "{} scans", mode_name(*mode)),
+            Self::Reads(mode) => write!(f, "{} reads", mode.name()),
+            Self::Scans(mode) => write!(f, "{} scans", mode.name()),
         }
     }
 }

@@ -5,7 +5,7 @@
 //!   counted apart;
 //! * a percentile is the latency of an operation that took place (nearest rank), never a mean of two.
 
-use super::ops::{Class, Op, Outcome, mode_name};
+use super::ops::{Class, Op, Outcome};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -73,7 +73,7 @@ pub fn counts(workload: &str, ops: &[Op<'_>]) -> Vec<Count> {
     for op in ops {
         let mode = match op.class {
             Class::Writes => None,
-            Class::Reads(mode) | Class::Scans(mode) => Some(mode_name(mode)),
+            Class::Reads(mode) | Class::Scans(mode) => Some(mode.name()),
         };
         let new = || Count { workload: workload.to_owned(), f: op.asked.f.clone(), mode, ..Count::default() };
         let count = counts.entry((&op.asked.f, mode)).or_insert_with(new);
