@@ -105,16 +105,27 @@ function showViolation(x) {
 }
 
 // ---- checkers and gates -----------------------------------------------------------------------------------------
-function checkerCards() {
-  const state = { true: "✓ held", false: "✗ broken", unknown: "? unknown" };
-  return make("div.cards", verdicts.map(v => make(`div.card.${v.valid}`, [
-    make("span.state", state[v.valid]), make("h3", `${v.checker}${many ? " · " + v.workload : ""}`),
-    make("div.counts", Object.entries(v.looked_at).map(([name, many]) => `${count(many)} ${name.replace(/_/g, " ")}`).join(" · ") || "nothing was looked at"),
+const looked = v => Object.entries(v.looked_at).map(([name, many]) => `${count(many)} ${name.replace(/_/g, " ")}`).join(" · ") || "nothing was looked at";
+/** A line per workload, a column per checker; whatever is not held also as a card, in full. */
+function checkers() {
+  const state = { true: "✓", false: "✗ broken", unknown: "? unknown" }, tone = { true: "yes", false: "no", unknown: "unsure" };
+  const names = [...new Set(data.workloads.flatMap(w => w.verdicts.map(v => v.checker)))];
+  const cell = v => v ? make(`td.${tone[v.valid]}`, state[v.valid], { title: looked(v) }) : make("td", "");
+  const rows = data.workloads.map(w => row(make("td", make("b", w.name)), ...names.map(name => cell(w.verdicts.find(v => v.checker === name)))));
+  const cards = verdicts.filter(v => v.valid !== "true").map(v => make(`div.card.${v.valid}`, [
+    make("span.state", state[v.valid]), make("h3", `${v.checker}${many ? " · " + v.workload : ""}`), make("div.counts", looked(v)),
     v.violations.length ? make("div.counts", v.valid === "false" ? plural(v.violations.length, "violation") : v.violations.map(x => x.what).join("; ")) : null,
-  ])));
+  ]));
+  return make("div", [cards.length ? make("div.cards", cards) : null, table(["", ...names], rows),
+    make("details", [make("summary", "What each looked at"), table(["workload", "checker", "looked at"],
+      data.workloads.flatMap(w => w.verdicts.map(v => row(w.name, v.checker, make("td.text", looked(v))))))])]);
 }
-const gateTable = () => table(["what must have happened", ">wanted", ">got", ""],
-  data.gates.map(g => row(make("td.text", g.name), n(g.want), n(g.got), make(g.ok ? "td.yes" : "td.no", g.ok ? "✓" : "✗ too little"))));
+function gates() {
+  const line = g => row(make("td.text", g.name), n(g.want), n(g.got), make(g.ok ? "td.yes" : "td.no", g.ok ? "✓" : "✗ too little"));
+  const all = of => table(["what must have happened", ">wanted", ">got", ""], of.map(line)), shut = data.gates.filter(g => !g.ok);
+  return make("div", [shut.length ? all(shut) : null,
+    make("details", [make("summary", `${count(data.gates.length - shut.length)} of ${count(data.gates.length)} happened`), all(data.gates)])]);
+}
 
 // ---- figures ----------------------------------------------------------------------------------------------------
 const countTable = () => table([...(many ? ["workload"] : []), "operation", "level", ">happened", ">condition did not hold", ">failed", ">unknown"],
@@ -202,8 +213,8 @@ const legend = make("div.legend", [["ok", "happened", true], ["mismatch", "condi
 const broken = make("section");
 page.append(headline(), broken,
   make("div.two", [
-    section("Checkers", "Each reads the history of what clients asked and were told, and looks for a promise that was broken.", checkerCards()),
-    data.gates.length ? section("Coverage", "A run in which nothing happened proves nothing: this much must have happened.", gateTable()) : make("span"),
+    section("Checkers", "Each reads the history of what clients asked and were told, and looks for a promise that was broken.", checkers()),
+    data.gates.length ? section("Coverage", "A run in which nothing happened proves nothing: this much must have happened.", gates()) : make("span"),
   ]),
   section("What happened", "Everything shares one time axis. Drag to move; the wheel zooms over the clients (with Ctrl or Shift everywhere), so do the keys + − 0 ← →; a click on an operation shows its question and its answer.",
     make("div.tools", [tool("Whole run", () => timeline.whole(), "0"), tool("+", () => timeline.zoom(.5), "Closer"), tool("−", () => timeline.zoom(2), "Wider"), keyBox, classBox, legend]), plots));

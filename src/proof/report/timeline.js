@@ -153,17 +153,21 @@ function Timeline(data, host, tip, onSelect) {
   panels[0].box.append(panels[1].canvas); panels[1].box.remove();
 
   // ---- faults: one lane per node ------------------------------------------------------------------------------
-  const FAULT_ROW = 20;
   const hit = f => f.nodes.length ? f.nodes : data.nodes.length ? data.nodes : ["all nodes"];
+  // Faults that are on together on a node share its row, the first above.
+  const beside = (b, node) => bands.findIndex(o => o !== b && hit(o).includes(node) && o.from < b.to && b.from < o.to);
+  const shared = bands.some(b => hit(b).some(node => beside(b, node) >= 0)), FAULT_ROW = shared ? 34 : 20;
   const faultRows = [...new Set([...data.nodes, ...bands.flatMap(hit)])];
   if (bands.length) panel("Faults", "by node; grey through all plots", faultRows.length * FAULT_ROW + 4, (g, p) => {
     faultRows.forEach((node, row) => label(g, show(node), row * FAULT_ROW + FAULT_ROW / 2));
     clipped(g, p, () => bands.forEach(b => hit(b).forEach(node => {
-      const y = faultRows.indexOf(node) * FAULT_ROW + 2, x = X(p, b.from), w = Math.max(3, X(p, b.to) - x);
-      g.fillStyle = colours.fault; g.fillRect(x, y, w, FAULT_ROW - 4);
+      const x = X(p, b.from), w = Math.max(3, X(p, b.to) - x), other = beside(b, node);
+      const high = other < 0 ? FAULT_ROW - 4 : FAULT_ROW / 2 - 3, below = other >= 0 && other < bands.indexOf(b);
+      const y = faultRows.indexOf(node) * FAULT_ROW + 2 + (below ? high + 2 : 0);
+      g.fillStyle = colours.fault; g.fillRect(x, y, w, high);
       const left = Math.max(x, GUTTER);
       g.fillStyle = colours["fault-text"]; g.textAlign = "left";
-      g.fillText(fit(g, show(b.f), x + w - left - 8), left + 4, y + FAULT_ROW / 2 - 1.5);
+      g.fillText(fit(g, show(b.f), x + w - left - 8), left + 4, y + high / 2 + .5);
     })));
   }, {
     says: (x, y, t) => bands.filter(b => b.from <= t && t <= Math.max(b.to, b.from + (view[1] - view[0]) / 300))
