@@ -95,7 +95,7 @@ fn provoked(bug: Bug) -> Provoked {
             ],
         ),
         Bug::PurgeBeyondSnapshot => new(5, &[Register], DEATHS, snapshots_all_the_time, &["liveness: "]),
-        Bug::MapNotKept => new(5, &[Register], &["crash", "create-keyspace", "power-loss"], nothing, &["liveness: "]),
+        Bug::MapNotKept => new(5, &[Register], &["crash", "keyspace", "power-loss"], nothing, &["liveness: "]),
         Bug::TimeoutCountsAsAck => new(
             5,
             &[Register],
@@ -105,7 +105,7 @@ fn provoked(bug: Bug) -> Provoked {
         ),
         Bug::ReadIndexUnconfirmed => new(20, &[Register], CUTS, isolated_leaders, STALE),
         Bug::ReadJoinsRoundUnderWay => new(20, &[Levels], &[], very_slow_links, LEVELS),
-        Bug::ReadBeforeApplied => new(10, &[Levels], &[], very_slow_links, LEVELS),
+        Bug::ReadBeforeApplied => new(10, &[Levels], &[], lossy_links, LEVELS),
         Bug::LeaseNeverExpires => new(20, &[Register], CUTS, isolated_leaders, STALE),
         Bug::LinearizableWeakened => new(10, &[Register], CUTS, isolated_leaders, STALE),
         Bug::FreshWithoutProof => new(10, &[Levels], CUTS, nothing, LEVELS),
@@ -179,6 +179,15 @@ fn very_slow_links(plan: &mut Plan) {
             deadline_ms: 3_000,
             ..work.clone()
         };
+    }
+}
+
+/// Followers lack entries and do not know what is committed, while answers of the leader reach them.
+fn lossy_links(plan: &mut Plan) {
+    plan.links = Links { delay_min_us: 1_000, delay_max_us: 10_000, loss: 0.15, duplicate: 0.0, reorder: 0.3 };
+    plan.raft = Raft { heartbeat_ms: 225, election_ms: (1_350, 2_000), ..plan.raft.clone() };
+    for work in &mut plan.workloads {
+        *work = Work { partitions: 1, keys: 6, ops_per_key_max: 150, deadline_ms: 3_000, ..work.clone() };
     }
 }
 
