@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn of_the_leaders_of_one_term_the_one_of_the_higher_replica_came_last() {
-        let replica = |replica, node| v1::Replica { replica, node, ..Default::default() };
+        let replica = |replica, node| v1::Replica { replica, node };
         let partition =
             v1::Partition { id: 1, keyspace: 1, replicas: vec![replica(7, 1), replica(8, 2)], ..Default::default() };
         let routing = Routing::new();
