@@ -156,6 +156,12 @@ reasons! {
     ClusterMismatch = "CLUSTER_MISMATCH", FailedPrecondition, false;
     /// The caller's identity does not match what the cluster knows.
     IdentityMismatch = "IDENTITY_MISMATCH", FailedPrecondition, false;
+    /// There is no node of this id.
+    NodeUnknown = "NODE_UNKNOWN", NotFound, false;
+    /// The node was removed from the cluster, which is final.
+    NodeRemoved = "NODE_REMOVED", FailedPrecondition, false;
+    /// The node cannot be spared, or cannot stand as asked.
+    NodeNeeded = "NODE_NEEDED", FailedPrecondition, false;
     /// The caller speaks another wire version.
     VersionMismatch = "VERSION_MISMATCH", FailedPrecondition, false;
     /// Stored bytes are damaged.

@@ -1,4 +1,4 @@
-//! `meridian init`, `cluster`, `node`, `partition`: how the cluster is.
+//! `meridian init`, `cluster`, `partition`: how the cluster is.
 
 use super::{
     explain::{self, Doctor, Why, load_columns, load_json},
@@ -32,13 +32,6 @@ pub enum ClusterCommand {
     Status,
     /// What is wrong, and what would still work without certain nodes
     Doctor(Doctor),
-}
-
-/// About nodes.
-#[derive(Subcommand, Debug)]
-pub enum NodeCommand {
-    /// The nodes, their load, and when they were last heard from
-    List,
 }
 
 /// About partitions.
@@ -83,11 +76,12 @@ pub async fn cluster(command: &ClusterCommand, options: &Options, output: &mut O
         Format::Json => output.json(&status_json(&status)),
         Format::Plain => output.line(if status.healthy { "healthy" } else { "unhealthy" }),
         Format::Table => {
-            let alive = status.nodes.iter().filter(|node| node.alive).count();
+            let present = || status.nodes.iter().filter(|node| is_present(node));
+            let alive = present().filter(|node| node.alive).count();
             output.pairs(&[
                 ("health", if status.healthy { "healthy" } else { "NOT healthy" }.to_owned()),
                 ("cluster", status.cluster_id.clone()),
-                ("nodes", format!("{alive} of {} alive", status.nodes.len())),
+                ("nodes", format!("{alive} of {} alive", present().count())),
                 ("partitions", status.partitions.to_string()),
                 ("without a leader", ids(&status.partitions_leaderless, "p")),
                 ("under-replicated", ids(&status.partitions_underreplicated, "p")),
@@ -97,6 +91,11 @@ pub async fn cluster(command: &ClusterCommand, options: &Options, output: &mut O
             status.problems.iter().try_for_each(|problem| output.line(&format!("problem: {problem}")))
         }
     }
+}
+
+/// Whether a node is, or should be, part of the cluster.
+fn is_present(node: &v1::Node) -> bool {
+    !matches!(node.standing(), v1::NodeStanding::Gone | v1::NodeStanding::Removed)
 }
 
 fn driver(status: &v1::ClusterStatusReply) -> String {
@@ -118,7 +117,7 @@ fn status_json(status: &v1::ClusterStatusReply) -> Value {
         "driver_leader": status.driver_leader,
         "driver_nodes": status.driver_members.iter().map(|member| member.node).collect::<Vec<_>>(),
         "map_version": status.map_version,
-        "nodes_alive": status.nodes.iter().filter(|node| node.alive).count(),
+        "nodes_alive": status.nodes.iter().filter(|node| is_present(node) && node.alive).count(),
         "nodes": nodes,
         "partitions": status.partitions,
         "partitions_leaderless": status.partitions_leaderless,
@@ -127,10 +126,13 @@ fn status_json(status: &v1::ClusterStatusReply) -> Value {
     })
 }
 
-fn node_json(node: &v1::Node) -> Value {
+/// A node as the commands print it.
+#[must_use]
+pub fn node_json(node: &v1::Node) -> Value {
     json!({
         "id": node.id, "uuid": node.uuid, "address": node.address, "zone": node.zone, "weight": node.weight,
         "alive": node.alive, "last_contact_ms": node.last_contact_ms,
+        "standing": super::node::standing(node.standing()),
     })
 }
 
@@ -143,41 +145,6 @@ fn ids(ids: &[u64], prefix: &str) -> String {
     let shown: Vec<String> = ids.iter().take(SHOWN_MAX).map(|id| format!("{prefix}{id}")).collect();
     let more = ids.len().saturating_sub(SHOWN_MAX);
     if more == 0 { shown.join(" ") } else { format!("{} and {more} more", shown.join(" ")) }
-}
-
-/// Runs `node …`.
-///
-/// # Errors
-/// Why there is no answer.
-pub async fn node(command: &NodeCommand, options: &Options, output: &mut Output) -> Result<(), Failure> {
-    let NodeCommand::List = command;
-    let nodes = Remote::connect(options).await?.nodes().await?;
-    let nodes = nodes.into_iter().map(|status| (status.node.clone().unwrap_or_default(), status));
-    match output.format {
-        Format::Json => nodes.into_iter().try_for_each(|(node, status)| {
-            let mut object = node_json(&node);
-            object["replicas"] = status.replicas.into();
-            object["leaders"] = status.leaders.into();
-            output.json(&object)
-        }),
-        Format::Plain => nodes.into_iter().try_for_each(|(node, _)| output.line(&node.address)),
-        Format::Table => {
-            let line = |(node, status): (v1::Node, v1::NodeStatus)| {
-                vec![
-                    format!("n{}", node.id),
-                    node.address.clone(),
-                    if node.alive { "alive" } else { "DOWN" }.to_owned(),
-                    node.last_contact_ms.map_or_else(|| "never".to_owned(), |ms| format!("{ms} ms ago")),
-                    status.replicas.to_string(),
-                    status.leaders.to_string(),
-                    if node.zone.is_empty() { "-".to_owned() } else { node.zone.clone() },
-                    node.weight.to_string(),
-                ]
-            };
-            let header = ["NODE", "ADDRESS", "STATE", "HEARD", "REPLICAS", "LEADS", "ZONE", "WEIGHT"];
-            output.table(&header, nodes.map(line).collect())
-        }
-    }
 }
 
 /// Runs `partition …`.

@@ -2,7 +2,7 @@
 
 use super::{demo, failure::Failure, options::Format, output::Output};
 use crate::{
-    node::config::{LogFormat, PORT_DEFAULT},
+    node::config::{LogFormat, NodeConfig, PORT_DEFAULT},
     server::dev::{DevCluster, DevConfig, NODES_MAX},
     telemetry,
 };
@@ -26,6 +26,9 @@ pub struct Dev {
     /// Keep the data in this directory; without it, everything is in memory and gone at the end
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Silence after which a node's replicas are built anew on others
+    #[arg(long, default_value = "5m", value_name = "DURATION", value_parser = super::units::duration_ms)]
+    down_after: u64,
     /// Show a short tour and exit
     #[arg(long)]
     demo: bool,
@@ -44,7 +47,8 @@ pub async fn run(args: Dev, output: &mut Output) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let base_port = args.base_port.unwrap_or(if args.demo { 0 } else { PORT_DEFAULT });
     telemetry::install_logs(&args.log, LogFormat::Text);
-    let config = DevConfig { nodes: args.nodes.into(), base_port, data: args.data, ..DevConfig::default() };
+    let template = NodeConfig { down_after_ms: args.down_after, ..NodeConfig::default() };
+    let config = DevConfig { nodes: args.nodes.into(), base_port, data: args.data, template, ..DevConfig::default() };
     let mut cluster = DevCluster::start(config).await?;
     announce(&cluster, began, output)?;
     let result = if args.demo {

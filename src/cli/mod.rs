@@ -16,6 +16,7 @@ pub mod explain;
 pub mod failure;
 pub mod keyspace;
 pub mod kv;
+pub mod node;
 pub mod options;
 pub mod output;
 pub mod records;
@@ -63,7 +64,7 @@ enum Command {
     Cluster(cluster::ClusterCommand),
     /// The nodes
     #[command(subcommand)]
-    Node(cluster::NodeCommand),
+    Node(node::Command),
     /// The partitions of the keyspace
     #[command(subcommand)]
     Partition(cluster::PartitionCommand),
@@ -118,7 +119,7 @@ async fn run(cli: Cli, output: &mut Output) -> Result<(), Failure> {
         Command::Keyspace(command) => keyspace::run(command, &options, output).await,
         Command::Kv(command) => kv::run(command, &options, output).await,
         Command::Cluster(command) => cluster::cluster(&command, &options, output).await,
-        Command::Node(command) => cluster::node(&command, &options, output).await,
+        Command::Node(command) => node::run(&command, &options, output).await,
         Command::Partition(command) => cluster::partition(&command, &options, output).await,
         Command::Bench(command) => bench::run(command, &options, output).await,
         Command::Check(args) => check::run(&args, output),
@@ -148,9 +149,9 @@ mod tests {
         for line in [
             "dev",
             "dev --demo",
-            "dev --nodes 5 --base-port 7300 --data d",
+            "dev --nodes 5 --base-port 7300 --data d --down-after 30s",
             "start --data d --listen 0.0.0.0:7170 --advertise n1:7170 --join n2:7170,n3:7170 --http 0.0.0.0:7270",
-            "start --config node.toml --zone a --weight 2 --storage memory --set raft.heartbeat_ms=100 --check",
+            "start --config node.toml --zone a --weight 2 --down-after 2m --storage memory --set raft.heartbeat_ms=100 --check",
             "init --replicas 3",
             "keyspace create ids --keys integer --max 100000 --layout ordered --replicas 3 --partitions 16",
             "keyspace create names --split-at g,n --tolerate 1",
@@ -178,6 +179,10 @@ mod tests {
             "kv dump rows.jsonl --prefix a",
             "cluster status -o json",
             "--endpoints a:1,b:2 node list",
+            "node drain n3 --dry-run -o json",
+            "node decommission 3 --no-wait",
+            "node decommission n3 --wait --wait-max 5m",
+            "node resume n3",
             "partition list --keyspace ids",
             "partition show 500 --keyspace ids",
             "partition why p7",
@@ -222,6 +227,9 @@ mod tests {
             "kv get k --deadline 5",
             "kv incr k x",
             "dev --nodes 0",
+            "node drain",
+            "node drain n0",
+            "node decommission all",
             "drill --faults meteor",
             "drill --workload everything",
             "drill --hours 1 --seed 7",

@@ -110,6 +110,19 @@ impl Remote {
         self.in_time(async move { Ok(admin.nodes().await?) }).await
     }
 
+    /// Drains a node, lets it leave, or takes that back; in a dry run only says what that would mean.
+    ///
+    /// # Errors
+    /// What was refused, or why the cluster could not be asked.
+    pub async fn set_node_standing(
+        &self,
+        node: u64,
+        standing: v1::NodeStanding,
+        dry_run: bool,
+    ) -> Result<v1::SetNodeStandingReply, Error> {
+        Ok(self.client.admin().set_node_standing(node, standing, dry_run).await?)
+    }
+
     /// The keyspaces by name.
     ///
     /// # Errors

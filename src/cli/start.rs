@@ -47,6 +47,9 @@ pub struct Start {
     /// disk or memory [default: disk]
     #[arg(long)]
     storage: Option<String>,
+    /// Silence after which a node's replicas are built anew on others; the same on every node [default: 5m]
+    #[arg(long, value_name = "DURATION")]
+    down_after: Option<String>,
     /// Any other setting, e.g. limits.value_bytes_max=512KiB
     #[arg(long = "set", value_name = "NAME=VALUE")]
     set: Vec<String>,
@@ -73,6 +76,7 @@ impl Start {
             ("zone", &self.zone),
             ("weight", &self.weight),
             ("storage", &self.storage),
+            ("down_after_ms", &self.down_after),
         ];
         let mut flags = Vec::new();
         for (name, value) in named {
@@ -124,6 +128,7 @@ pub async fn run(args: &Start, output: &mut Output) -> Result<(), Failure> {
         fault = node.failed() => return Err(fault.into()),
     }
     eprintln!("stopping");
+    node.hand_over().await;
     node.stop().await;
     Ok(())
 }

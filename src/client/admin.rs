@@ -50,6 +50,20 @@ impl Admin {
         Ok(reply.nodes)
     }
 
+    /// Drains a node, lets it leave, or takes that back; in a dry run only says what stands in the way and what is left.
+    ///
+    /// # Errors
+    /// `NODE_UNKNOWN`; `NODE_REMOVED`; `NODE_NEEDED` with the partitions that cannot do without it.
+    pub async fn set_node_standing(
+        &self,
+        node: u64,
+        standing: v1::NodeStanding,
+        dry_run: bool,
+    ) -> Result<v1::SetNodeStandingReply, Error> {
+        let request = v1::SetNodeStandingRequest { node, standing: standing.into(), dry_run };
+        self.call(|channel| async move { admin(channel).set_node_standing(request).await }).await
+    }
+
     /// Creates a keyspace, and waits until this client can use it. Asked again with the same settings it answers with the
     /// one that exists.
     ///

@@ -8,7 +8,7 @@
 use crate::{
     error::Hint,
     key::{Epoch, KeyKind, KeyspaceId, Layout, NodeId, PartitionId, Replica, ReplicaId, Span},
-    placement::{Fit, Keyspace, Map, MapDelta, Node, Partition, Phase},
+    placement::{Fit, Keyspace, Map, MapDelta, Node, Partition, Phase, Standing},
     proto::v1,
 };
 use arc_swap::ArcSwap;
@@ -214,7 +214,7 @@ fn node_of(node: v1::Node) -> Node {
         zone: node.zone,
         weight_milli,
         ephemeral: false,
-        gone: false,
+        standing: Standing::Active,
     }
 }
 
@@ -246,6 +246,7 @@ fn partition_of(partition: v1::Partition) -> Partition {
         target: members.clone(),
         members,
         phase: Phase::Active,
+        leaving: Vec::new(),
     }
 }
 

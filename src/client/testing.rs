@@ -8,7 +8,7 @@ use crate::{
         Epoch, KeyKind, KeyspaceId, Layout, NodeId, PartitionId, Replica, ReplicaId, Span, Tokens, position, successor,
         token,
     },
-    placement::{Keyspace, MapDelta, Node, Partition, Phase},
+    placement::{Keyspace, MapDelta, Node, Partition, Phase, Standing},
     proto::v1::{self, reply, request},
 };
 use bytes::Bytes;
@@ -172,6 +172,7 @@ impl World {
             target: replicas(part),
             phase: Phase::Active,
             initializer: ReplicaId(0),
+            leaving: Vec::new(),
         };
         MapDelta {
             cluster_id: "fake".into(),
@@ -184,7 +185,7 @@ impl World {
                     zone: String::new(),
                     weight_milli: 1_000,
                     ephemeral: false,
-                    gone: false,
+                    standing: Standing::Active,
                 })
                 .collect(),
             keyspaces: vec![Keyspace {

@@ -32,6 +32,8 @@ pub mod bounds {
     pub const WEIGHT_MAX: f64 = 100.0;
     /// Longest zone name.
     pub const ZONE_BYTES_MAX: usize = 64;
+    /// Shortest silence after which a node's replicas are built anew: below it a pause would move data.
+    pub const DOWN_AFTER_MS_MIN: u64 = 2_000;
     /// Longest default deadline, an hour.
     pub const DEADLINE_MS_MAX: u32 = 3_600_000;
 }
@@ -132,6 +134,9 @@ pub struct NodeConfig {
     pub storage: Storage,
     /// Deadline of requests that state none. Default 5,000 ms: longer than any election, shorter than patience.
     pub deadline_default_ms: u32,
+    /// A node that the placement driver has not heard from for so long is down: its replicas are built anew on others.
+    /// Default five minutes: longer than most restarts, as building them anew moves data. The same on every node.
+    pub down_after_ms: u64,
     /// Largest requests accepted.
     pub limits: Limits,
     /// Timings of consensus.
@@ -156,6 +161,7 @@ impl Default for NodeConfig {
             weight: 1.0,
             storage: Storage::Disk,
             deadline_default_ms: 5_000,
+            down_after_ms: 300_000,
             limits: Limits::default(),
             raft: RaftTimings::default(),
             log_format: LogFormat::Text,
@@ -203,6 +209,9 @@ impl NodeConfig {
         faults.check("deadline_default_ms", (1..=bounds::DEADLINE_MS_MAX).contains(&deadline), || {
             format!("{deadline} is not between 1 and {}", bounds::DEADLINE_MS_MAX)
         });
+        let least = bounds::DOWN_AFTER_MS_MIN;
+        faults
+            .check("down_after_ms", self.down_after_ms >= least, || format!("{} is below {least}", self.down_after_ms));
         self.check_limits(&mut faults);
         self.check_raft(&mut faults);
         let level = self.log_level.parse::<tracing_subscriber::EnvFilter>();
@@ -312,6 +321,7 @@ mod tests {
             join: vec!["nowhere".into(), "n1:7170".into()],
             weight: f64::NAN,
             deadline_default_ms: 0,
+            down_after_ms: 100,
             limits: Limits { key_bytes_max: 4, batch_bytes_max: 10, ..Limits::default() },
             raft: RaftTimings {
                 heartbeat_ms: 200,
@@ -328,6 +338,7 @@ mod tests {
             "join",
             "weight",
             "deadline_default_ms",
+            "down_after_ms",
             "limits.key_bytes_max",
             "limits.batch_bytes_max",
             "raft.election_min_ms",
@@ -335,7 +346,7 @@ mod tests {
             "log.level",
         ];
         assert_eq!(settings, expected);
-        let election = &faults[6];
+        let election = &faults[7];
         assert_eq!(election.to_string(), "raft.election_min_ms: 500 must be at least 3 × raft.heartbeat_ms (200)");
     }
 

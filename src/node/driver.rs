@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Outcome},
     key::{DRIVER, NodeId},
     placement::{
-        self, Answer, Command, Decision, Fit, Health, MapDelta,
+        self, Answer, Command, Decision, Fit, Health, MapDelta, Standing,
         command::{decode_answer, encode_answer},
     },
     raft::{Group, Role, WriteError},
@@ -157,6 +157,7 @@ pub(super) async fn run(node: Weak<Node>, group: Group<DriverMachine>) {
         let health = leading.health(&node, &group);
         let decisions = group.read(|machine, _| placement::plan(machine.state(), &health));
         perform(&node, &group, decisions).await;
+        remove_departed(&group).await;
         push_map(&node, &group, &mut leading.known).await;
     }
 }
@@ -179,6 +180,18 @@ async fn perform(node: &Node, group: &Group<DriverMachine>, decisions: Vec<Decis
     }
 }
 
+/// Nodes that were asked to leave and have nothing left are removed.
+async fn remove_departed(group: &Group<DriverMachine>) {
+    for node in group.read(|machine, _| machine.state().departed()) {
+        tracing::info!(%node, "has nothing left and is removed from the cluster");
+        let command = Command::SetStanding { node, standing: Standing::Removed }.encode();
+        if let Err(error) = group.write(command, Instant::now() + ATTEMPT_DEADLINE).await {
+            tracing::debug!(?error, "a node was not removed yet");
+            return;
+        }
+    }
+}
+
 /// What a leader remembers of the others for as long as it leads.
 #[derive(Default)]
 struct Leading {
@@ -186,6 +199,8 @@ struct Leading {
     known: BTreeMap<NodeId, u64>,
     /// Since when nodes have been in contact without a pause.
     alive_since: BTreeMap<NodeId, Instant>,
+    /// When it first looked: what was silent before counts from then, as this node may have been the one out of contact.
+    began: Option<Instant>,
 }
 
 impl Leading {
@@ -193,10 +208,15 @@ impl Leading {
     fn health(&mut self, node: &Node, group: &Group<DriverMachine>) -> placement::Liveness {
         let nodes: Vec<NodeId> = group.read(|machine, _| machine.state().map().nodes().keys().copied().collect());
         let now = Instant::now();
+        let watched = now.duration_since(*self.began.get_or_insert(now));
         self.alive_since.retain(|id, _| node.liveness().is_alive(*id));
         let health = |id: NodeId| {
             if !node.liveness().is_alive(id) {
-                return Health::Silent { for_ms: node.liveness().silence(id).as_millis() as u64 };
+                let silence = node.liveness().silence(id);
+                if silence.min(watched) >= node.down_after {
+                    return Health::Down;
+                }
+                return Health::Silent { for_ms: silence.as_millis() as u64 };
             }
             let since = *self.alive_since.entry(id).or_insert(now);
             Health::Alive { for_ms: now.duration_since(since).as_millis() as u64 }
@@ -209,7 +229,9 @@ impl Leading {
 async fn push_map(node: &Node, group: &Group<DriverMachine>, known: &mut BTreeMap<NodeId, u64>) {
     let (version, nodes) = group.read(|machine, _| {
         let map = machine.state().map();
-        (map.version(), map.nodes().keys().copied().collect::<Vec<_>>())
+        // One that is out for good hears what became of it if it is there to hear it.
+        let hears = |to: &&placement::Node| to.standing.is_present() || node.liveness().is_alive(to.id);
+        (map.version(), map.nodes().values().filter(hears).map(|to| to.id).collect::<Vec<_>>())
     });
     let behind: Vec<NodeId> = nodes.into_iter().filter(|to| known.get(to).is_none_or(|at| *at < version)).collect();
     let pushes = behind.into_iter().map(|to| {

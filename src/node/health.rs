@@ -11,13 +11,13 @@ use crate::{
 pub struct Health {
     /// Partitions without a known leader in contact.
     pub leaderless: Vec<PartitionId>,
-    /// Partitions with fewer members than their keyspace asks for, or whose members are changing.
+    /// Partitions with fewer members that stay than their keyspace asks for, or whose members are changing.
     pub underreplicated: Vec<PartitionId>,
-    /// Nodes out of contact, other than those that are gone for good.
+    /// Nodes out of contact, other than those that are gone for good or removed.
     pub silent: Vec<NodeId>,
     /// Whether the placement driver has a known leader in contact.
     pub driver_led: bool,
-    /// Whether the placement driver has as many members as the nodes allow, none of them gone for good. Until then the
+    /// Whether the placement driver has as many members as the nodes allow, all on nodes that stay. Until then the
     /// loss of one node can be the loss of its quorum.
     pub driver_whole: bool,
 }
@@ -71,21 +71,23 @@ impl Node {
         let wanted = |partition: &placement::Partition| {
             map.keyspaces().get(&partition.keyspace).map_or(0, |keyspace| keyspace.replicas as usize)
         };
+        let stays = |node: &NodeId| map.node(*node).is_some_and(|node| node.standing.keeps_replicas());
+        let staying =
+            |partition: &placement::Partition| partition.members.iter().filter(|member| stays(&member.node)).count();
         Health {
             leaderless: data().map(|partition| partition.id).filter(|id| !led(*id)).collect(),
             underreplicated: data()
-                .filter(|partition| !partition.is_at_rest() || partition.members.len() < wanted(partition))
+                .filter(|partition| !partition.is_at_rest() || staying(partition) < wanted(partition))
                 .map(|partition| partition.id)
                 .collect(),
             silent: map
                 .nodes()
                 .values()
-                .filter(|node| !node.gone && !self.liveness.is_alive(node.id))
+                .filter(|node| node.standing.is_present() && !self.liveness.is_alive(node.id))
                 .map(|node| node.id)
                 .collect(),
             driver_led: led(DRIVER),
             driver_whole: map.driver().is_some_and(|driver| {
-                let stays = |node: &NodeId| map.node(*node).is_some_and(|node| !node.gone);
                 let nodes = map.nodes().keys().filter(|node| stays(node)).count();
                 driver.is_at_rest()
                     && driver.members.iter().all(|member| stays(&member.node))

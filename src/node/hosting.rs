@@ -247,7 +247,8 @@ mod tests {
         let raft =
             RaftHub::new(Arc::clone(&endpoint), engine, Arc::new(snapshots), Arc::clone(&clock) as _, config).unwrap();
         let recovered = log.recover().unwrap();
-        Node::start(Parts { clock, endpoint, raft, recovered, map, keep_map: Box::new(|_| Ok(())) })
+        let down_after = Duration::from_secs(300);
+        Node::start(Parts { clock, endpoint, raft, recovered, map, keep_map: Box::new(|_| Ok(())), down_after })
     }
 
     fn founder() -> RegisterNode {

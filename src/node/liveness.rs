@@ -6,6 +6,7 @@
 use crate::{
     error::{Error, Outcome, Reason},
     key::{NodeId, PartitionId, Replica},
+    placement::{self, Health},
     transport::{
         Kind,
         endpoint::{Endpoint, Reply, Service},
@@ -50,6 +51,16 @@ impl Liveness {
     #[must_use]
     pub fn is_alive(&self, node: NodeId) -> bool {
         self.contact(node).is_some_and(|silence| silence < CONTACT_LOST_AFTER)
+    }
+
+    /// What the planner would make of these nodes' lives, as far as this node knows.
+    #[must_use]
+    pub fn known(&self, nodes: impl IntoIterator<Item = NodeId>) -> placement::Liveness {
+        let health = |id: NodeId| match self.is_alive(id) {
+            true => Health::Alive { for_ms: placement::plan::ALIVE_AFTER_MS },
+            false => Health::Silent { for_ms: self.silence(id).as_millis() as u64 },
+        };
+        placement::Liveness(nodes.into_iter().map(|id| (id, health(id))).collect())
     }
 
     /// Whether too few of `members` have been in contact for a quorum, for as long as it takes to be sure. Of a group whose

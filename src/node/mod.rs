@@ -19,6 +19,7 @@ pub mod identity;
 mod liveness;
 mod machines;
 mod observed;
+mod office;
 pub mod partition;
 mod steward;
 
@@ -33,7 +34,7 @@ use crate::{
     error::{Error, Hint, Outcome, Reason},
     key::{NodeId, PartitionId, Replica, ReplicaId},
     log::Recovered,
-    placement::{self, Command, Fit, Map, MapDelta, RegisterNode, Reply},
+    placement::{self, Command, Fit, Map, MapDelta, RegisterNode, Reply, Standing},
     raft::{Group, RaftHub, Status, WriteError},
     telemetry,
     transport::{Kind, endpoint::Endpoint},
@@ -47,6 +48,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 use tokio::{
     sync::{Notify, watch},
@@ -70,6 +72,8 @@ pub struct Parts {
     pub map: Map,
     /// Keeps the map.
     pub keep_map: KeepMap,
+    /// While it leads the placement driver: silence after which a node is down and its replicas are built anew.
+    pub down_after: Duration,
 }
 
 /// One node.
@@ -86,8 +90,11 @@ pub struct Node {
     map_changed: Notify,
     kept: watch::Sender<u64>,
     keep_map: KeepMap,
+    down_after: Duration,
     stewarding: Notify,
     observed: Mutex<observed::Observed>,
+    /// It is about to stop and leads nothing any more if it can help it.
+    retiring: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -110,8 +117,10 @@ impl Node {
             map_changed: Notify::new(),
             kept,
             keep_map: parts.keep_map,
+            down_after: parts.down_after,
             stewarding: Notify::new(),
             observed: Mutex::default(),
+            retiring: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         });
         node.set_addresses();
@@ -247,8 +256,13 @@ impl Node {
 
     /// Takes a change of the map, in memory at once and on disk soon; replicas follow once it is on disk.
     pub(crate) fn take_map(&self, delta: MapDelta) -> Fit {
+        let standing = || self.routing.map().node(self.id()).map(|node| node.standing);
+        let before = standing();
         let fit = self.routing.apply(delta);
         if fit == Fit::Applied {
+            if standing() == Some(Standing::Removed) && before != standing() {
+                tracing::warn!(node = %self.id(), "this node was removed from the cluster; its process can be stopped");
+            }
             self.set_addresses();
             self.map_changed.notify_one();
             self.stewarding.notify_one();
@@ -284,7 +298,7 @@ impl Node {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Stops every replica in order, handing over nothing: the others elect new leaders.
+    /// Stops every replica in order. Hands over nothing, see [`Node::hand_over`]: the others elect new leaders.
     pub async fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         let partitions = std::mem::take(&mut *self.partitions.write());

@@ -5,8 +5,8 @@ use super::{Node, liveness};
 use crate::{
     error::Hint,
     key::{DRIVER, NodeId, PartitionId, Replica},
-    placement::{Command, Map},
-    raft::{Group, Machine, Role, Status},
+    placement::{Command, Map, Phase},
+    raft::{Goal, Group, Machine, Role, Status},
     telemetry,
     transport::{
         Kind,
@@ -79,7 +79,8 @@ pub(super) async fn ping(node: Weak<Node>) {
         ticks.tick().await;
         let Some(this) = node.upgrade() else { return };
         let map = this.routing.map();
-        let others = map.nodes().values().filter(|node| node.id != this.id() && !node.gone).map(|node| node.id);
+        let others =
+            map.nodes().values().filter(|node| node.id != this.id() && node.standing.is_present()).map(|node| node.id);
         let others: Vec<_> = others.collect();
         this.liveness.ping(others.iter().copied());
         let now: BTreeSet<_> = others.into_iter().filter(|id| this.liveness.is_alive(*id)).collect();
@@ -121,8 +122,11 @@ pub(super) async fn run(node: Weak<Node>) {
 
 /// What a led group has to do.
 enum Odds {
-    /// Its members are not yet what the map asks for.
-    Members(Vec<Replica>),
+    /// This node should not lead it, and another can.
+    HandOver(Replica),
+    /// Its members are not yet what the map asks for, or may still be changed to what it no longer asks for: they have
+    /// to be written again, after the index.
+    Members(Vec<Replica>, Option<u64>),
     /// Its members are not what the map says they are.
     Report(u64, Vec<Replica>),
     /// The same, but they are not committed yet. Nobody says when they are: it is looked at again.
@@ -131,7 +135,7 @@ enum Odds {
 
 impl Node {
     /// Partitions led here, with their terms.
-    fn led(&self) -> Vec<(PartitionId, u64)> {
+    pub(super) fn led(&self) -> Vec<(PartitionId, u64)> {
         let mut led: Vec<_> = self
             .partitions()
             .iter()
@@ -184,17 +188,24 @@ impl Node {
         if status.role != Role::Leader {
             return None;
         }
+        if let Some(to) = self.resigns(map).then(|| self.successor(map, &status)).flatten() {
+            return Some(Odds::HandOver(to));
+        }
         let set = |replicas: &[Replica]| replicas.iter().copied().collect::<BTreeSet<_>>();
-        let (actual, known) = (set(&status.voters), set(&partition.members));
-        if status.joint || !status.learners.is_empty() || actual != set(&partition.target) {
-            return Some(Odds::Members(partition.target.clone()));
+        let settled = !status.joint && status.learners.is_empty();
+        let reached = settled && set(&status.voters) == set(&partition.target);
+        // A membership that the driver has not heard of is reported before it is changed again: see `may_change`.
+        let unreported = status.members_at > partition.epoch.members || partition.phase == Phase::Creating;
+        if settled && unreported {
+            return Some(if status.members_committed {
+                Odds::Report(status.members_at, status.voters)
+            } else {
+                Odds::Uncommitted
+            });
         }
-        let unreported = actual != known || partition.phase == crate::placement::Phase::Creating;
-        match (unreported, status.members_committed) {
-            (false, _) => None,
-            (true, false) => Some(Odds::Uncommitted),
-            (true, true) => Some(Odds::Report(status.members_at, status.voters)),
-        }
+        let doubtful = !partition.leaving.is_empty();
+        (!reached || doubtful)
+            .then(|| Odds::Members(partition.target.clone(), doubtful.then_some(partition.epoch.members)))
     }
 
     fn status_of(&self, id: PartitionId) -> Option<Status> {
@@ -208,15 +219,22 @@ impl Node {
     async fn settle(&self, id: PartitionId) {
         match self.odds(&self.routing.map(), id) {
             None | Some(Odds::Uncommitted) => {}
-            Some(Odds::Members(target)) => {
+            Some(Odds::HandOver(to)) => self.ask_successor(id, to).await,
+            Some(Odds::Members(target, after)) => {
                 tracing::info!(partition = %id, ?target, "changing members");
                 let deadline = Instant::now() + MEMBERS_DEADLINE;
+                let allows = |at, settled, replicas: &[Replica]| {
+                    let map = self.routing.map();
+                    let now = map.partition(id).filter(|now| now.target == target);
+                    now.is_some_and(|now| now.may_change(at, settled, replicas))
+                };
+                let goal = Goal { target: &target, after, allows: &allows };
                 let done = if id == DRIVER {
                     let Some(group) = self.driver_group() else { return };
-                    group.set_members(&target, deadline).await
+                    group.set_members(goal, deadline).await
                 } else {
                     let Some(partition) = self.partition(id) else { return };
-                    partition.group().set_members(&target, deadline).await
+                    partition.group().set_members(goal, deadline).await
                 };
                 match done {
                     Ok(()) => self.stewarding.notify_one(),

@@ -3,7 +3,10 @@
 //! Everything that a retry may send twice is idempotent: the same UUID is the same node, the same name with the same
 //! settings is the same keyspace, a report or step that has been taken changes nothing.
 
-use super::{DecodeError, map::Keyspace};
+use super::{
+    DecodeError,
+    map::{Keyspace, Standing},
+};
 use crate::{
     error::{Error, Outcome, Reason},
     key::{Epoch, KeyKind, Layout, NodeId, PartitionId, Replica, ReplicaId},
@@ -46,6 +49,14 @@ pub enum Command {
     },
     /// A step of the planner.
     Step(Step),
+    /// Says what a node is there for from now on. For people: to drain it, to let it leave, and to take that back; for
+    /// the driver: to remove one that has left.
+    SetStanding {
+        /// The node.
+        node: NodeId,
+        /// Not [`Standing::Gone`], which only another process under its address makes of it.
+        standing: Standing,
+    },
 }
 
 /// A process that wants to be a node.
@@ -97,9 +108,10 @@ pub enum Cuts {
 /// [`Refusal::StepOutdated`] if that has changed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Step {
-    /// Members should become these. A node that has a replica keeps it; every other node gets a fresh replica id.
+    /// Members should become these. A node that has a replica keeps it; every other node gets a fresh replica id. While a
+    /// change is under way, only the nodes of the members as last reported are taken: that withdraws the change.
     SetTarget {
-        /// Partition, at rest.
+        /// Partition.
         partition: PartitionId,
         /// Its epoch when this was decided.
         epoch: Epoch,
@@ -157,6 +169,13 @@ pub enum Reply {
     },
     /// The step was taken.
     Stepped,
+    /// The node stands as asked, or better: one that is gone or removed has left already.
+    StandingSet {
+        /// How it stands.
+        standing: Standing,
+        /// False when it stood so already.
+        changed: bool,
+    },
 }
 
 /// What [`super::State::apply`] says to a command.
@@ -242,6 +261,29 @@ pub enum Refusal {
         /// What has changed.
         why: String,
     },
+    /// There is no such node.
+    #[error("there is no node {0}; `meridian node list` shows all")]
+    NodeUnknown(NodeId),
+    /// The node was removed, and that is final.
+    #[error(
+        "{0} was removed from the cluster for good; stop its process, and start it with an empty data directory if it shall join as a new node"
+    )]
+    NodeRemoved(NodeId),
+    /// The node cannot stand like this; says why.
+    #[error("{node} is {now} and cannot be {asked}: {why}")]
+    StandingRefused {
+        /// The node.
+        node: NodeId,
+        /// How it stands.
+        now: Standing,
+        /// How it should.
+        asked: Standing,
+        /// Why not.
+        why: String,
+    },
+    /// Every node is draining, leaving or gone.
+    #[error("no node takes replicas: all are draining, leaving or gone; start another, or run `meridian node resume`")]
+    NoNodeForReplicas,
 }
 
 /// A request field that can be wrong in itself.
@@ -310,6 +352,10 @@ impl From<Refusal> for Error {
             Refusal::PartitionUnknown(partition) | Refusal::StepOutdated { partition, .. } => {
                 Self::new(Reason::WrongPartition, message).with("partition", partition)
             }
+            Refusal::NodeUnknown(node) => Self::new(Reason::NodeUnknown, message).with("node", node),
+            Refusal::NodeRemoved(node) => Self::new(Reason::NodeRemoved, message).with("node", node),
+            Refusal::StandingRefused { node, .. } => Self::new(Reason::NodeNeeded, message).with("node", node),
+            Refusal::NoNodeForReplicas => Self::new(Reason::NodeNeeded, message),
             Refusal::ReportInvalid { partition, .. } => {
                 Self::new(Reason::Internal, message).with("partition", partition)
             }

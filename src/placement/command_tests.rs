@@ -42,6 +42,7 @@ fn commands() -> Vec<Command> {
         Command::Report { partition, members_epoch: 9, members },
         Command::Step(target),
         Command::Step(Step::SetInitializer { partition, from: ReplicaId(8), to: ReplicaId(9) }),
+        Command::SetStanding { node: NodeId(4), standing: Standing::Leaving },
     ]
 }
 
@@ -56,6 +57,7 @@ fn command_bytes_are_golden_and_come_back() {
         "01040709010804",
         "010500070102020405",
         "010501070809",
+        "01060403",
     ];
     let bytes: Vec<Bytes> = commands().iter().map(Command::encode).collect();
     assert_eq!(bytes.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>(), golden);
@@ -79,6 +81,13 @@ fn refusals() -> Vec<(Refusal, Reason)> {
         (Refusal::PartitionUnknown(partition), Reason::WrongPartition),
         (Refusal::ReportInvalid { partition, why: why() }, Reason::Internal),
         (Refusal::StepOutdated { partition, why: why() }, Reason::WrongPartition),
+        (Refusal::NodeUnknown(NodeId(5)), Reason::NodeUnknown),
+        (Refusal::NodeRemoved(NodeId(5)), Reason::NodeRemoved),
+        (
+            Refusal::StandingRefused { node: NodeId(5), now: Standing::Active, asked: Standing::Leaving, why: why() },
+            Reason::NodeNeeded,
+        ),
+        (Refusal::NoNodeForReplicas, Reason::NodeNeeded),
     ]
 }
 
@@ -99,6 +108,7 @@ fn answer_bytes_are_golden_and_come_back() {
         Reply::KeyspaceDropped { dropped: true },
         Reply::Reported { changed: true },
         Reply::Stepped,
+        Reply::StandingSet { standing: Standing::Draining, changed: true },
     ];
     let answers: Vec<Answer> =
         replies.into_iter().map(Ok).chain(refusals().into_iter().map(|(refusal, _)| Err(refusal))).collect();
@@ -109,6 +119,7 @@ fn answer_bytes_are_golden_and_come_back() {
         "01000301",
         "01000401",
         "010005",
+        "0100060201",
         "010100",
         "0101010377687903776879",
         "010102037768790103776879",
@@ -120,6 +131,10 @@ fn answer_bytes_are_golden_and_come_back() {
         "01010807",
         "0101090703776879",
         "01010a0703776879",
+        "01010b05",
+        "01010c05",
+        "01010d05000303776879",
+        "01010e",
     ];
     let bytes: Vec<Bytes> = answers.iter().map(encode_answer).collect();
     assert_eq!(bytes.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>(), golden);

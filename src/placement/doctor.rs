@@ -58,7 +58,8 @@ impl Service {
 pub fn diagnose(map: &Map, alive: &BTreeSet<NodeId>) -> Diagnosis {
     let mut found = Diagnosis::default();
     let zone = |node: NodeId| map.node(node).map_or("", |node| node.zone.as_str());
-    let zones: BTreeSet<&str> = map.nodes().values().filter(|node| !node.gone).map(|node| node.zone.as_str()).collect();
+    let zones: BTreeSet<&str> =
+        map.nodes().values().filter(|node| node.standing.is_present()).map(|node| node.zone.as_str()).collect();
     for partition in map.partitions().values() {
         let members = partition.members.len();
         let live: Vec<NodeId> = live_of(partition, alive).collect();

@@ -1,7 +1,7 @@
 //! What the placement driver accepts: named limits, and the checks of names, nodes and cuts against them.
 
 use super::command::{Cuts, Field, Refusal, RegisterNode};
-use super::map::{Node, WEIGHT_MILLI_DEFAULT};
+use super::map::{Node, Standing, WEIGHT_MILLI_DEFAULT};
 use crate::key::{KeyKind, Layout, NodeId, Span, integer_key, position_of_token, printable};
 use bytes::Bytes;
 use std::ops::RangeInclusive;
@@ -98,7 +98,7 @@ pub fn node(id: NodeId, process: &RegisterNode) -> Result<Node, Refusal> {
         return Err(field(Field::Weight, why));
     }
     let (uuid, address, zone) = (uuid.to_string(), address.clone(), zone.clone());
-    Ok(Node { id, uuid, address, zone, weight_milli, ephemeral: process.ephemeral, gone: false })
+    Ok(Node { id, uuid, address, zone, weight_milli, ephemeral: process.ephemeral, standing: Standing::Active })
 }
 
 fn check_address(address: &str) -> Result<(), Refusal> {

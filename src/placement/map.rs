@@ -24,6 +24,54 @@ pub const DRIVER_KEYSPACE_NAME: &str = "_driver";
 /// Weight of a node that does not say: a full share.
 pub const WEIGHT_MILLI_DEFAULT: u32 = 1_000;
 
+/// What a node is there for. The driver sets it; it says nothing of whether the node is up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Standing {
+    /// It takes its share.
+    #[default]
+    Active,
+    /// It will not come back: another process has its address. It gets nothing, and its replicas are replaced.
+    Gone,
+    /// It keeps its replicas, leads nothing and gets nothing new, as before a restart.
+    Draining,
+    /// Its replicas move away; once none is left it is [`Standing::Removed`].
+    Leaving,
+    /// It is no part of the cluster any more, for good: no partition names it, and its identity is never used again.
+    Removed,
+}
+
+impl Standing {
+    /// Whether it may be given replicas.
+    #[must_use]
+    pub const fn takes_replicas(self) -> bool {
+        matches!(self, Self::Active)
+    }
+
+    /// Whether what it has stays with it.
+    #[must_use]
+    pub const fn keeps_replicas(self) -> bool {
+        matches!(self, Self::Active | Self::Draining)
+    }
+
+    /// Whether there is, or may be, a process that others should be in contact with.
+    #[must_use]
+    pub const fn is_present(self) -> bool {
+        !matches!(self, Self::Gone | Self::Removed)
+    }
+}
+
+impl std::fmt::Display for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Gone => "gone",
+            Self::Draining => "draining",
+            Self::Leaving => "leaving",
+            Self::Removed => "removed",
+        })
+    }
+}
+
 /// One server process.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Node {
@@ -39,8 +87,8 @@ pub struct Node {
     pub weight_milli: u32,
     /// It keeps nothing over a restart.
     pub ephemeral: bool,
-    /// It will not come back: another process has its address. It gets nothing, and its replicas are replaced.
-    pub gone: bool,
+    /// What it is there for.
+    pub standing: Standing,
 }
 
 impl Node {
@@ -104,26 +152,44 @@ pub struct Partition {
     pub phase: Phase,
     /// While creating: the replica whose node initializes the group.
     pub initializer: ReplicaId,
+    /// Replicas of a target that was withdrawn. The group may have taken them in before it heard of that, so they stay
+    /// until its next report, which says what became of them.
+    pub leaving: Vec<Replica>,
 }
 
 impl Partition {
-    /// Whether the members are the target: no change is under way.
+    /// Whether the members are the target and nothing is in doubt: no change is under way.
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
         let set = |replicas: &[Replica]| replicas.iter().copied().collect::<BTreeSet<_>>();
-        self.phase == Phase::Active && set(&self.members) == set(&self.target)
+        self.phase == Phase::Active && self.leaving.is_empty() && set(&self.members) == set(&self.target)
     }
 
-    /// The replica on `node`, whether it is a member or will be one.
+    /// The replica on `node`, whether it is a member, will be one or was to be one.
     #[must_use]
     pub fn replica_on(&self, node: NodeId) -> Option<Replica> {
-        self.members.iter().chain(&self.target).find(|replica| replica.node == node).copied()
+        self.replicas().find(|replica| replica.node == node)
     }
 
-    /// Every replica that is a member or will be one, each once.
+    /// Every replica that is a member, will be one or was to be one, each once.
     pub fn replicas(&self) -> impl Iterator<Item = Replica> + '_ {
         let added = self.target.iter().filter(|replica| !self.members.contains(replica));
-        self.members.iter().chain(added).copied()
+        self.members.iter().chain(added).chain(&self.leaving).copied()
+    }
+
+    /// Whether a leader that knows this copy of the map may change its group, whose membership was written at
+    /// `members_at` of its log, names `replicas`, and is `settled`: one set of voters and nobody else.
+    ///
+    /// The copy may be old, and its target withdrawn since. Who follows it then could make a voter of a replica that
+    /// is about to be destroyed. A change is withdrawn for good once a later membership has been reported, and replica
+    /// ids are never used twice; so an old copy shows: the group has settled since, or has replicas that it does not know.
+    /// Then it may only be brought to rest: half a change finished, learners let go.
+    #[must_use]
+    pub fn may_change(&self, members_at: u64, settled: bool, replicas: &[Replica]) -> bool {
+        if settled {
+            return members_at <= self.epoch.members;
+        }
+        replicas.iter().all(|replica| self.replicas().any(|known| known == *replica))
     }
 }
 
@@ -411,14 +477,21 @@ impl Map {
     }
 
     fn check_replicas(&self, partition: &Partition) -> Result<(), String> {
-        for (what, replicas) in [("member", &partition.members), ("target", &partition.target)] {
+        let (members, target, leaving) = (&partition.members, &partition.target, &partition.leaving);
+        for (what, replicas, needed) in
+            [("member", members, true), ("target", target, true), ("leaving", leaving, false)]
+        {
             let nodes: BTreeSet<NodeId> = replicas.iter().map(|replica| replica.node).collect();
-            if nodes.len() != replicas.len() || replicas.is_empty() {
+            if nodes.len() != replicas.len() || (needed && replicas.is_empty()) {
                 return Err(format!("{}: its {what} replicas are not on distinct nodes: {replicas:?}", partition.id));
             }
             if let Some(node) = nodes.iter().find(|node| !self.nodes.contains_key(node)) {
                 return Err(format!("{}: {what} on {node}, which does not exist", partition.id));
             }
+        }
+        let elsewhere = |node| partition.members.iter().chain(&partition.target).all(|replica| replica.node != node);
+        if let Some(replica) = partition.leaving.iter().find(|replica| !elsewhere(replica.node)) {
+            return Err(format!("{}: {} is leaving {}, which has another", partition.id, replica.id, replica.node));
         }
         if partition.phase == Phase::Creating && !partition.members.iter().any(|r| r.id == partition.initializer) {
             return Err(format!("{}: its initializer {} is no member", partition.id, partition.initializer));

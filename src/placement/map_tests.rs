@@ -15,6 +15,7 @@ fn partition(id: u64, start: &'static str, end: Option<&'static str>) -> Partiti
         initializer: members[0].id,
         members,
         phase: Phase::Active,
+        leaving: Vec::new(),
     }
 }
 
@@ -32,7 +33,7 @@ fn map() -> Map {
             zone: "z".to_owned(),
             weight_milli: 1_000,
             ephemeral: false,
-            gone: false,
+            standing: Standing::Active,
         }],
         keyspaces: vec![Keyspace {
             id: K,
@@ -174,7 +175,7 @@ fn delta_bytes_are_golden() {
         hex(&full.encode()),
         [
             "01016300040101017503683a31017ae80700000103057573657273000001030103000101640102010a01",
-            "010a01010a0203016401016d010201140101140101140303016d000102011e01011e01011e0000"
+            "010a01010a000203016401016d01020114010114010114000303016d000102011e01011e01011e000000"
         ]
         .concat()
     );

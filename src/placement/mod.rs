@@ -20,14 +20,16 @@ pub mod load;
 pub mod map;
 pub mod plan;
 pub mod ring;
+mod standing;
 pub mod state;
 
 pub use balance::Balancer;
 pub use command::{Answer, Command, CreateKeyspace, Cuts, Refusal, RegisterNode, Reply, Step};
 pub use load::{Loads, PartitionLoad};
-pub use map::{Fit, Keyspace, Map, MapDelta, Node, Partition, Phase};
+pub use map::{Fit, Keyspace, Map, MapDelta, Node, Partition, Phase, Standing};
 pub use plan::{Decision, Health, Liveness, driver_replicas, plan};
 pub use ring::{Placer, Ring};
+pub use standing::{Assessment, Blocker, assess};
 pub use state::State;
 
 use crate::error::{Error, Reason};

@@ -66,7 +66,7 @@ impl Ring {
         let zones: BTreeMap<&str, usize> = zones.into_iter().zip(0..).collect();
         let mut ring = Self { slots: Vec::with_capacity(nodes.len()), zones: zones.len(), tokens: Vec::new() };
         for (slot, node) in nodes.into_iter().enumerate() {
-            let open = !avoid.contains(&node.id) && !node.gone;
+            let open = !avoid.contains(&node.id) && node.standing.takes_replicas();
             let count = (TOKENS_PER_NODE * node.weight_milli / WEIGHT_MILLI_DEFAULT).max(1);
             let mut tokens: Vec<u64> = (0..count).filter(|_| open).map(|i| token_of(&node.uuid, i)).collect();
             tokens.sort_unstable();

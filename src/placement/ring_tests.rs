@@ -1,3 +1,4 @@
+use super::super::map::Standing;
 use super::*;
 use proptest::prelude::*;
 
@@ -9,7 +10,7 @@ fn node(id: u64, zone: &str, weight_milli: u32) -> Node {
         zone: zone.to_owned(),
         weight_milli,
         ephemeral: false,
-        gone: false,
+        standing: Standing::Active,
     }
 }
 

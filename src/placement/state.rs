@@ -4,6 +4,7 @@
 //! * a refused command changes nothing; one that changes the map raises its version by exactly one;
 //! * counters only go up: an id is never handed out twice, not even after what bore it is gone;
 //! * members of a partition change only by a report of its group, its target only by a step;
+//! * a replica leaves the map only by a report that does not name it, made after the last target that did;
 //! * the snapshot holds all that later answers depend on. The history of changes is no part of it: without it,
 //!   [`State::delta_since`] has no answer and whoever asks takes the whole map.
 
@@ -11,7 +12,7 @@ use super::{
     DecodeError,
     command::{Answer, Command, CreateKeyspace, Refusal, RegisterNode, Reply, Step},
     limits,
-    map::{DRIVER_KEYSPACE, DRIVER_KEYSPACE_NAME, Fit, Keyspace, Map, MapDelta, Node, Partition, Phase},
+    map::{DRIVER_KEYSPACE, DRIVER_KEYSPACE_NAME, Fit, Keyspace, Map, MapDelta, Node, Partition, Phase, Standing},
     ring::{Placer, Ring},
 };
 use crate::key::{DRIVER, Epoch, KeyKind, KeyspaceId, Layout, NodeId, PartitionId, Replica, ReplicaId, Span};
@@ -38,7 +39,7 @@ struct Counters {
 
 /// What one version of the map changed.
 #[derive(Clone, Debug, Default)]
-struct Change {
+pub(super) struct Change {
     version: u64,
     nodes: BTreeSet<NodeId>,
     keyspaces: BTreeSet<KeyspaceId>,
@@ -129,6 +130,7 @@ impl State {
             Command::Step(Step::SetInitializer { partition, from, to }) => {
                 self.set_initializer(partition, from, to, &mut change)
             }
+            Command::SetStanding { node, standing } => self.set_standing(node, standing, &mut change),
         };
         assert!(answer.is_ok() || change.len() == 0, "a refused command changes nothing");
         if change.len() > 0 {
@@ -221,7 +223,7 @@ impl State {
         self.map.put_keyspace(keyspace);
     }
 
-    fn put_node(&mut self, node: Node, change: &mut Change) {
+    pub(super) fn put_node(&mut self, node: Node, change: &mut Change) {
         change.nodes.insert(node.id);
         self.map.put_node(node);
     }
@@ -262,6 +264,7 @@ impl State {
             target: vec![DRIVER_FIRST],
             phase: Phase::Active,
             initializer: DRIVER_FIRST.id,
+            leaving: Vec::new(),
         };
         self.put_partition(partition, change);
         let name = limits::DEFAULT_KEYSPACE.to_owned();
@@ -288,17 +291,23 @@ impl State {
             let known = known.map_or_else(|| "no node".to_owned(), |node| node.id.to_string());
             return Err(Refusal::IdentityMismatch { uuid: fresh.uuid, claimed, known });
         }
+        if let Some(removed) = known.filter(|node| node.standing == Standing::Removed) {
+            return Err(Refusal::NodeRemoved(removed.id));
+        }
         let known = known.cloned();
-        let holds = |node: &&Node| node.address == fresh.address && node.uuid != fresh.uuid && !node.gone;
+        let other = |node: &&Node| node.standing.is_present() && node.uuid != fresh.uuid;
+        let holds = |node: &&Node| other(node) && node.address == fresh.address;
         let holder = self.map.nodes().values().find(holds).cloned();
         if let Some(holder) = holder {
             if !holder.ephemeral {
                 return Err(Refusal::AddressTaken { address: fresh.address, node: holder.id });
             }
-            self.put_node(Node { gone: true, ..holder }, change);
+            self.put_node(Node { standing: Standing::Gone, ..holder }, change);
         }
         if let Some(known) = &known {
-            let node = Node { id: known.id, ..fresh };
+            // One that was taken for gone is back.
+            let standing = if known.standing == Standing::Gone { Standing::Active } else { known.standing };
+            let node = Node { id: known.id, standing, ..fresh };
             let id = node.id;
             if node != *known {
                 self.put_node(node, change);
@@ -320,6 +329,9 @@ impl State {
         let spans = limits::spans(kind, layout, &cuts)?;
         if let Some(existing) = self.map.keyspace_by_name(&name) {
             return self.existing_keyspace(existing, (kind, layout, replicas), spans.len());
+        }
+        if !self.map.nodes().values().any(|node| node.standing.takes_replicas()) {
+            return Err(Refusal::NoNodeForReplicas);
         }
         let (keyspaces, partitions) = (self.map.keyspaces().len(), self.map.partitions().len());
         check_room("keyspaces", keyspaces < limits::KEYSPACES_MAX, limits::KEYSPACES_MAX)?;
@@ -390,6 +402,7 @@ impl State {
                 target: members.clone(),
                 members,
                 phase: Phase::Creating,
+                leaving: Vec::new(),
             });
         }
         self.map.put_partitions(partitions);
@@ -402,7 +415,8 @@ impl State {
     /// number of partitions). Nodes in
     /// `avoid` get nothing, unless there are no others.
     pub(super) fn placer(&self, avoid: &BTreeSet<NodeId>, more: Option<(u32, u64)>) -> Placer {
-        let all_avoided = self.map.nodes().keys().all(|node| avoid.contains(node));
+        let mut takers = self.map.nodes().values().filter(|node| node.standing.takes_replicas());
+        let all_avoided = takers.all(|node| avoid.contains(&node.id));
         let none = BTreeSet::new();
         let ring = Ring::new(self.map.nodes().values(), if all_avoided { &none } else { avoid });
         let mut demand: BTreeMap<u32, u64> = more.into_iter().collect();
@@ -454,6 +468,8 @@ impl State {
         partition.epoch.members = epoch;
         partition.phase = Phase::Active;
         partition.members = in_order_of(&partition.target, members);
+        // Newer than any withdrawal: what it does not name, the group does not have and will not take in any more.
+        partition.leaving.clear();
         self.put_partition(partition, change);
         Ok(Reply::Reported { changed: true })
     }
@@ -461,9 +477,6 @@ impl State {
     fn set_target(&mut self, id: PartitionId, epoch: Epoch, nodes: &[NodeId], change: &mut Change) -> Answer {
         let known = self.map.partition(id).ok_or(Refusal::PartitionUnknown(id))?;
         let outdated = |why: String| Err(Refusal::StepOutdated { partition: id, why });
-        if !known.is_at_rest() {
-            return outdated("an earlier change of its members is under way".to_owned());
-        }
         if known.epoch != epoch {
             return outdated(format!("decided at {epoch:?}, now it is {:?}", known.epoch));
         }
@@ -475,8 +488,20 @@ impl State {
             return outdated(format!("{node} does not exist"));
         }
         let mut partition = known.clone();
-        partition.target =
-            nodes.iter().map(|node| partition.replica_on(*node).unwrap_or_else(|| self.fresh_replica(*node))).collect();
+        if known.is_at_rest() {
+            let on = |node: &NodeId| partition.replica_on(*node).unwrap_or_else(|| self.fresh_replica(*node));
+            partition.target = nodes.iter().map(on).collect();
+        } else if known.phase == Phase::Active
+            && distinct == known.members.iter().map(|replica| &replica.node).collect()
+        {
+            // Nothing new until the group has confirmed that it is back where it was: who still follows the withdrawn
+            // target must find replicas that it does not know, or a membership that it has not heard of.
+            let has_member = |node| partition.members.iter().any(|member| member.node == node);
+            partition.leaving = partition.replicas().filter(|replica| !has_member(replica.node)).collect();
+            partition.target = nodes.iter().filter_map(|node| partition.replica_on(*node)).collect();
+        } else {
+            return outdated("an earlier change of its members is under way, which can only be withdrawn".to_owned());
+        }
         partition.members = in_order_of(&partition.target, partition.members);
         if Some(&partition) != self.map.partition(id) {
             self.put_partition(partition, change);
@@ -513,4 +538,8 @@ fn check_room(what: &str, room: bool, limit: usize) -> Result<(), Refusal> {
 
 #[cfg(test)]
 #[path = "state_tests.rs"]
-mod tests;
+pub(super) mod tests;
+
+#[cfg(test)]
+#[path = "withdraw_tests.rs"]
+mod withdraw_tests;

@@ -3,7 +3,7 @@ use super::super::hex;
 use super::*;
 use proptest::prelude::*;
 
-pub(super) fn process(id: u64, zone: &str) -> RegisterNode {
+pub(in crate::placement) fn process(id: u64, zone: &str) -> RegisterNode {
     RegisterNode {
         cluster_id: String::new(),
         uuid: format!("00000000-0000-4000-8000-{id:012x}"),
@@ -19,7 +19,7 @@ fn bootstrap() -> Command {
     Command::Bootstrap { cluster_id: "c1".to_owned(), node: process(1, "a"), replicas_default: 0 }
 }
 
-fn create(name: &str, replicas: u32, partitions: u32) -> Command {
+pub(in crate::placement) fn create(name: &str, replicas: u32, partitions: u32) -> Command {
     Command::CreateKeyspace(CreateKeyspace {
         name: name.to_owned(),
         kind: KeyKind::Integer { max: 1_000_000 },
@@ -31,7 +31,7 @@ fn create(name: &str, replicas: u32, partitions: u32) -> Command {
 }
 
 /// A cluster of `n` nodes.
-fn cluster(n: u64) -> State {
+pub(in crate::placement) fn cluster(n: u64) -> State {
     let mut state = State::new();
     state.apply(bootstrap()).expect("first command");
     for id in 2..=n {
@@ -83,8 +83,9 @@ fn a_node_that_keeps_nothing_is_gone_when_another_has_its_address() {
     state.apply(Command::RegisterNode(ephemeral(2))).unwrap();
     let again = state.apply(Command::RegisterNode(ephemeral(3)));
     assert_eq!(again, Ok(Reply::Registered { node: NodeId(3), created: true }));
-    let gone = |id| state.map().node(NodeId(id)).map(|node| node.gone);
-    assert_eq!((gone(1), gone(2), gone(3)), (Some(false), Some(true), Some(false)));
+    let standing = |id| state.map().node(NodeId(id)).map(|node| node.standing);
+    let wanted = [Standing::Active, Standing::Gone, Standing::Active].map(Some);
+    assert_eq!([1, 2, 3].map(standing), wanted);
 }
 
 #[test]
@@ -113,7 +114,7 @@ fn a_uuid_is_one_node_for_ever() {
     assert!(matches!(answer, Err(Refusal::ClusterMismatch { .. })), "{answer:?}");
 }
 
-fn created(answer: Answer) -> (Keyspace, u64, bool, Vec<String>) {
+pub(in crate::placement) fn created(answer: Answer) -> (Keyspace, u64, bool, Vec<String>) {
     match answer {
         Ok(Reply::KeyspaceCreated { keyspace, partitions, created, warnings }) => {
             (keyspace, partitions, created, warnings)
@@ -195,7 +196,7 @@ fn dropped_keyspaces_leave_no_partition() {
 }
 
 /// What the group of `id` would report if it had become its target at `epoch`.
-fn arrival(state: &State, id: PartitionId, members_epoch: u64) -> Command {
+pub(in crate::placement) fn arrival(state: &State, id: PartitionId, members_epoch: u64) -> Command {
     let mut members = state.map().partition(id).expect("known").target.clone();
     members.sort();
     Command::Report { partition: id, members_epoch, members }
@@ -305,11 +306,11 @@ fn state_bytes_are_golden() {
     let mut state = cluster(2);
     state.apply(create("x", 2, 2)).expect("new");
     let golden = [
-        "01026331000302012430303030303030302d303030302d343030302d383030302d3030303030303030303030310768313a37",
-        "3730300161e8070000022430303030303030302d303030302d343030302d383030302d3030303030303030303030320768323a37",
-        "3730300161e80700000300075f647269766572000005010764656661756c7400000302017801c0843d0002040000000001000101",
-        "01010101010101010000010001020101020100020202000108000000000007a1200100020301040202030104020003030208",
-        "000000000007a12000010002050206010205020601000500000303030407",
+        "01026331000302012430303030303030302d303030302d343030302d383030302d3030303030303030303030310768313a373730",
+        "300161e8070000022430303030303030302d303030302d343030302d383030302d3030303030303030303030320768323a373730",
+        "300161e80700000300075f647269766572000005010764656661756c7400000302017801c0843d00020400000000010001010101",
+        "01010101000101000001000102010102010002000202000108000000000007a12001000203010402020301040200030003020800",
+        "0000000007a1200001000205020601020502060100050000000303030407",
     ];
     assert_eq!(hex(&state.encode()), golden.concat());
 }

@@ -4,7 +4,7 @@ use super::{
     barrier::{BarrierError, Level},
     hub::RaftHub,
     machine::{Cell, GateError, LogPosition, Machine},
-    members::MembersError,
+    members::{Goal, MembersError},
     replica::{Running, detached},
     snapshots::position,
     types::{self, Cmd, Share, Slot, StoredMembership},
@@ -423,13 +423,13 @@ impl<M: Machine> Group<M> {
         })
     }
 
-    /// Changes the voters to exactly `target`, step by step; see the module `members`. Idempotent: after an error, or when
+    /// Changes the members to the goal, step by step; see the module `members`. Idempotent: after an error, or when
     /// another replica leads, the same call goes on from wherever the group is.
     ///
     /// # Errors
     /// See [`MembersError`].
-    pub async fn set_members(&self, target: &[Replica], deadline: Instant) -> Result<(), MembersError> {
-        self.0.running.set_members(target, deadline).await
+    pub async fn set_members(&self, goal: Goal<'_>, deadline: Instant) -> Result<(), MembersError> {
+        self.0.running.set_members(goal, deadline).await
     }
 
     /// Hands leadership to `to`, a voter that lacks nothing. Returns when `to` was asked to take over; whether it did

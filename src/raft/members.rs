@@ -6,11 +6,13 @@
 //!
 //! Invariants:
 //! * a replica votes only after it has caught up, so that no change lowers the number of live votes;
-//! * a leader that is not in the target hands over first and leaves the rest to its successor.
+//! * a leader that is not in the target hands over first and leaves the rest to its successor;
+//! * nobody becomes a member, and no voter ceases to be one, when the goal does not allow the members to be changed,
+//!   whoever has changed them meanwhile: then they are only brought to rest, so that they can be looked at again.
 
 use super::{
     replica::{Running, detached},
-    types::{LogId, Membership, Types},
+    types::{self, LogId, Membership, Types},
 };
 use crate::key::{NodeId, Replica, ReplicaId};
 use openraft::{
@@ -52,13 +54,34 @@ pub enum MembersError {
     Refused(String),
 }
 
+/// What the members of a group should become.
+#[derive(Clone, Copy)]
+pub struct Goal<'a> {
+    /// The voters, and nobody else.
+    pub target: &'a [Replica],
+    /// Only a membership written after this index will do, the same as before if need be: whoever still acts on an
+    /// older one fails.
+    pub after: Option<u64>,
+    /// Whether members may be changed that were written at this index, are settled (one set of voters, nobody else),
+    /// and are these. Otherwise this goal is out of date.
+    pub allows: &'a (dyn Fn(u64, bool, &[Replica]) -> bool + Sync),
+}
+
+impl<'a> Goal<'a> {
+    /// These voters, whatever the members are.
+    #[must_use]
+    pub fn new(target: &'a [Replica]) -> Self {
+        Self { target, after: None, allows: &|_, _, _| true }
+    }
+}
+
 type Changed = Result<(), RaftError<Types, ClientWriteError<Types>>>;
 
 /// The next step towards a target.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     Done,
-    /// Finish the joint configuration.
+    /// The same members in a new entry; finishes a joint configuration.
     Flatten,
     AddLearner(Replica),
     /// Until these have caught up.
@@ -77,6 +100,31 @@ struct View {
     leader: LogId,
     /// Entries that each replica in contact lacks.
     lag: BTreeMap<u64, u64>,
+}
+
+/// What is done for a goal that is out of date: half a change is finished, and who was to become a member is let go.
+fn tidy(view: &View) -> Result<Step, MembersError> {
+    let voters: BTreeSet<u64> = view.membership.voter_ids().collect();
+    let learners: BTreeSet<u64> =
+        view.membership.nodes().map(|(id, _)| *id).filter(|id| !voters.contains(id)).collect();
+    match (view.membership.get_joint_config().len() > 1, learners.is_empty()) {
+        (true, _) => Ok(Step::Flatten),
+        (false, false) => Ok(Step::Remove(learners)),
+        (false, true) => Err(MembersError::Refused("the goal is out of date".into())),
+    }
+}
+
+impl View {
+    fn index(&self) -> u64 {
+        self.at.map_or(0, |at| at.index)
+    }
+
+    fn allowed_by(&self, goal: &Goal<'_>) -> bool {
+        let replicas: Vec<Replica> = types::replicas(&self.membership).collect();
+        let voters = self.membership.voter_ids().count();
+        let settled = self.membership.get_joint_config().len() == 1 && voters == replicas.len();
+        (goal.allows)(self.index(), settled, &replicas)
+    }
 }
 
 fn next_step(view: &View, me: u64, target: &BTreeMap<u64, NodeId>) -> Step {
@@ -140,22 +188,27 @@ impl Running {
     }
 
     /// See [`super::Group::set_members`].
-    pub(super) async fn set_members(&self, target: &[Replica], deadline: Instant) -> Result<(), MembersError> {
-        let nodes: BTreeMap<u64, NodeId> = target.iter().map(|replica| (replica.id.0, replica.node)).collect();
-        if nodes.is_empty() || nodes.len() != target.len() {
+    pub(super) async fn set_members(&self, goal: Goal<'_>, deadline: Instant) -> Result<(), MembersError> {
+        let nodes: BTreeMap<u64, NodeId> = goal.target.iter().map(|replica| (replica.id.0, replica.node)).collect();
+        if nodes.is_empty() || nodes.len() != goal.target.len() {
             return Err(MembersError::Refused("the target is empty or names a replica twice".into()));
         }
         loop {
             let view = self.view()?;
-            let step = if view.committed { Some(next_step(&view, self.me.id.0, &nodes)) } else { None };
+            let step = match next_step(&view, self.me.id.0, &nodes) {
+                _ if !view.committed => None,
+                Step::Done if goal.after.is_none_or(|after| view.index() > after) => return Ok(()),
+                _ if !view.allowed_by(&goal) => Some(tidy(&view)?),
+                Step::Done => Some(Step::Flatten),
+                step => Some(step),
+            };
             let conditions = [
                 Precondition::LastMembershipLogId { last_membership_log_id: view.at },
                 Precondition::CommittedLeaderId { committed_leader_id: view.leader.leader_id },
             ];
             let change = match step {
-                Some(Step::Done) => return Ok(()),
                 // The change of before has to be committed first.
-                None | Some(Step::CatchUp(_)) => {
+                None | Some(Step::Done) | Some(Step::CatchUp(_)) => {
                     if Instant::now() >= deadline {
                         return Err(MembersError::Timeout);
                     }

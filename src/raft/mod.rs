@@ -39,5 +39,5 @@ pub use config::RaftConfig;
 pub use group::{Group, Leadership, OpenError, ReadPoint, Role, Status, WriteError};
 pub use hub::RaftHub;
 pub use machine::{LogPosition, Machine, Restorer};
-pub use members::MembersError;
+pub use members::{Goal, MembersError};
 pub use seed::seed;

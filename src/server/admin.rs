@@ -2,13 +2,13 @@
 
 use super::{
     Core, explain,
-    topology::{keyspace_to_pb, node_to_pb, partition_to_pb, visible},
+    topology::{keyspace_to_pb, node_to_pb, partition_to_pb, standing_to_pb, visible},
 };
 use crate::{
-    error::{Error, Reason},
+    error::{Error, Outcome, Reason},
     key::{DRIVER, KeyKind, Layout, NodeId, PartitionId},
     node::Node,
-    placement::{Command, CreateKeyspace, Cuts, Reply},
+    placement::{Assessment, Blocker, Command, CreateKeyspace, Cuts, Refusal, Reply, Standing, assess},
     proto::{status_of, v1},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -20,6 +20,9 @@ use v1::admin_server::Admin;
 const DRIVER_DEADLINE: Duration = Duration::from_secs(10);
 /// How long an answer waits for the change to reach this node's own map.
 const MAP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Most partitions named in one answer about a node.
+const BLOCKERS_MAX: usize = 20;
 
 /// The service.
 #[derive(Clone)]
@@ -53,6 +56,39 @@ impl AdminService {
         }
     }
 
+    async fn set_standing(&self, request: v1::SetNodeStandingRequest) -> Result<v1::SetNodeStandingReply, Error> {
+        let node = self.node()?;
+        let (id, asked) = (NodeId(request.node), standing_of(request.standing)?);
+        let map = node.routing().map();
+        let now = map.node(id).ok_or(Refusal::NodeUnknown(id))?.standing;
+        let leads = |partition| node.routing().leader(partition).is_some_and(|leader| leader.node == id);
+        let Assessment { replicas, leaders, refused, waiting } =
+            assess(&map, id, asked, &node.liveness().known(map.nodes().keys().copied()), leads);
+        let reply = v1::SetNodeStandingReply {
+            standing: standing_to_pb(now).into(),
+            changed: false,
+            replicas,
+            leaders,
+            refused: blockers(&refused),
+            waiting: blockers(&waiting),
+        };
+        if request.dry_run {
+            return Ok(reply);
+        }
+        // One that stands so already has been found dispensable before.
+        if now != asked && !refused.is_empty() {
+            return Err(needed(id, asked, &refused));
+        }
+        let command = Command::SetStanding { node: id, standing: asked };
+        match node.drive(&command, Instant::now() + DRIVER_DEADLINE).await? {
+            Reply::StandingSet { standing, changed } => {
+                let standing = standing_to_pb(standing).into();
+                Ok(v1::SetNodeStandingReply { standing, changed, refused: Vec::new(), ..reply })
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn drop(&self, name: String) -> Result<v1::DropKeyspaceReply, Error> {
         let node = self.node()?;
         let command = Command::DropKeyspace { name: name.clone() };
@@ -71,6 +107,31 @@ impl AdminService {
             other => Err(unexpected(&other)),
         }
     }
+}
+
+fn standing_of(standing: i32) -> Result<Standing, Error> {
+    match v1::NodeStanding::try_from(standing) {
+        Ok(v1::NodeStanding::Active) => Ok(Standing::Active),
+        Ok(v1::NodeStanding::Draining) => Ok(Standing::Draining),
+        Ok(v1::NodeStanding::Leaving) => Ok(Standing::Leaving),
+        _ => Err(Error::field("standing", "can be set to ACTIVE, DRAINING or LEAVING only")),
+    }
+}
+
+fn blockers(blockers: &[Blocker]) -> Vec<v1::NodeBlocker> {
+    let blocker = |blocker: &Blocker| v1::NodeBlocker { partition: blocker.partition.0, why: blocker.why.clone() };
+    blockers.iter().take(BLOCKERS_MAX).map(blocker).collect()
+}
+
+/// A node that cannot be spared, with the partitions that say so.
+fn needed(node: NodeId, asked: Standing, refused: &[Blocker]) -> Error {
+    let lines: Vec<String> =
+        refused.iter().take(BLOCKERS_MAX).map(|blocker| format!("{}: {}", blocker.partition, blocker.why)).collect();
+    let more = refused.len().saturating_sub(lines.len());
+    let more = if more == 0 { String::new() } else { format!("; and {more} more partitions") };
+    Error::new(Reason::NodeNeeded, format!("{node} cannot be {asked}: {}{more}", lines.join("; ")))
+        .with("node", node)
+        .outcome(Outcome::NotApplied)
 }
 
 /// Whether every partition of a keyspace has a known leader.
@@ -166,6 +227,13 @@ impl Admin for AdminService {
             leaders: leaders.get(&other.id).copied().unwrap_or(0),
         };
         Ok(Response::new(v1::ListNodesReply { nodes: map.nodes().values().map(status).collect() }))
+    }
+
+    async fn set_node_standing(
+        &self,
+        request: Request<v1::SetNodeStandingRequest>,
+    ) -> Result<Response<v1::SetNodeStandingReply>, Status> {
+        self.set_standing(request.into_inner()).await.map(Response::new).map_err(|error| status_of(&error))
     }
 
     async fn create_keyspace(

@@ -144,6 +144,22 @@ impl DevCluster {
         }
     }
 
+    /// Stops one node in order, after it has handed over what it leads.
+    pub async fn stop_node(&mut self, index: usize) {
+        if let Some(handle) = self.nodes.get_mut(index).and_then(Option::take) {
+            handle.hand_over().await;
+            handle.stop().await;
+        }
+    }
+
+    /// Waits until a node has to stop by itself.
+    pub async fn failed(&mut self, index: usize) -> StartError {
+        match self.nodes.get_mut(index).and_then(Option::as_mut) {
+            Some(handle) => handle.failed().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Starts a killed node again, on its addresses and with its data, once the killed one has let go of them: its tasks
     /// end when they are next looked at.
     ///

@@ -211,7 +211,7 @@ impl Core {
 /// Whether asking again cannot help.
 fn is_final(error: &Error) -> bool {
     matches!(error.reason, Reason::ClusterMismatch | Reason::IdentityMismatch | Reason::VersionMismatch)
-        || error.reason == Reason::InvalidField
+        || matches!(error.reason, Reason::InvalidField | Reason::NodeRemoved)
 }
 
 /// Joins, or greets, until it has succeeded.

@@ -162,7 +162,9 @@ impl Core {
             Some(core) => core.keep_map(map),
             None => Err(io::Error::other("the server is gone")),
         });
-        let node = Node::start(Parts { clock, endpoint: Arc::clone(&endpoint), raft, recovered, map, keep_map });
+        let down_after = Duration::from_millis(self.config.down_after_ms);
+        let parts = Parts { clock, endpoint: Arc::clone(&endpoint), raft, recovered, map, keep_map, down_after };
+        let node = Node::start(parts);
         let responder = Responder::start(Arc::clone(&node), Arc::clone(&self.limits), self.deadline_default);
         let frames = FrameServer::new(cluster_id.clone(), id, endpoint);
         self.running.store(Some(Arc::new(Running { cluster_id, responder, frames })));
@@ -257,6 +259,14 @@ impl ServerHandle {
             if self.failed.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
+        }
+    }
+
+    /// Hands the leadership of every partition over to other nodes, as far as there are any and they take it at once;
+    /// requests are answered meanwhile. For a stop that nobody notices.
+    pub async fn hand_over(&self) {
+        if let Some(node) = self.node() {
+            self.core.scope.run(async move { node.hand_over().await }).await;
         }
     }
 

@@ -9,7 +9,7 @@ use crate::{
     error::Error,
     key::{self, DRIVER, KeyspaceId},
     node::Node,
-    placement::{self, Map},
+    placement::{self, Map, Standing},
     proto::{status_of, v1},
 };
 use futures_util::Stream;
@@ -187,6 +187,17 @@ pub(crate) fn node_to_pb(node: &placement::Node, here: &Node) -> v1::Node {
         weight: node.weight(),
         alive: here.liveness().is_alive(node.id),
         last_contact_ms: here.liveness().contact(node.id).map(|silence| silence.as_millis() as u64),
+        standing: standing_to_pb(node.standing).into(),
+    }
+}
+
+pub(crate) fn standing_to_pb(standing: Standing) -> v1::NodeStanding {
+    match standing {
+        Standing::Active => v1::NodeStanding::Active,
+        Standing::Draining => v1::NodeStanding::Draining,
+        Standing::Leaving => v1::NodeStanding::Leaving,
+        Standing::Removed => v1::NodeStanding::Removed,
+        Standing::Gone => v1::NodeStanding::Gone,
     }
 }
 

@@ -8,6 +8,7 @@
 mod acceptance;
 mod edges;
 mod failures;
+mod healing;
 mod ranges;
 mod reads;
 mod sessions;

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use meridian::{
     client::{Client, Reason},
+    node::config::NodeConfig,
     proto::{error_of, v1},
     server::dev::{DevCluster, DevConfig},
     telemetry::{LogFormat, install_logs},
@@ -55,18 +56,23 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Nodes that keep everything in memory.
     pub(crate) async fn start(nodes: usize, replicas: u32) -> Self {
-        Self::new(nodes, replicas, None).await
+        Self::new(nodes, replicas, None, NodeConfig::default()).await
     }
 
     /// Nodes with data directories.
     pub(crate) async fn on_disk(nodes: usize, replicas: u32) -> Self {
-        Self::new(nodes, replicas, Some(TempDir::new().unwrap())).await
+        Self::on_disk_with(nodes, replicas, NodeConfig::default()).await
     }
 
-    async fn new(nodes: usize, replicas: u32, data: Option<TempDir>) -> Self {
+    /// Nodes with data directories and these settings.
+    pub(crate) async fn on_disk_with(nodes: usize, replicas: u32, template: NodeConfig) -> Self {
+        Self::new(nodes, replicas, Some(TempDir::new().unwrap()), template).await
+    }
+
+    async fn new(nodes: usize, replicas: u32, data: Option<TempDir>, template: NodeConfig) -> Self {
         install_logs(&std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned()), LogFormat::Text);
         let folder = data.as_ref().map(|data| data.path().to_owned());
-        let config = DevConfig { nodes, replicas, data: folder, ..DevConfig::default() };
+        let config = DevConfig { nodes, replicas, data: folder, template, ..DevConfig::default() };
         let dev = DevCluster::start(config).await.unwrap();
         let ids = (0..nodes).map(|index| dev.node(index).unwrap().node().unwrap().id().0).collect();
         Self { dev, ids, _data: data }

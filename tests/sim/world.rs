@@ -348,7 +348,8 @@ impl World {
             let raft = RaftHub::new(Arc::clone(&endpoint), engine, snapshots, Arc::clone(&clock), config).unwrap();
             let disk = Arc::clone(&machine.disk);
             let keep_map = Box::new(move |map: &Map| disk.put_meta("map", map.encode()));
-            let parts = Parts { clock, endpoint: Arc::clone(&endpoint), raft, recovered, map, keep_map };
+            let down_after = Duration::from_millis(meridian::node::config::NodeConfig::default().down_after_ms);
+            let parts = Parts { clock, endpoint: Arc::clone(&endpoint), raft, recovered, map, keep_map, down_after };
             let node = Node::start(parts);
             let responder = Responder::start(Arc::clone(&node), Arc::new(Limits::default()), Duration::from_secs(5));
             self.0.network.attach(id, endpoint);

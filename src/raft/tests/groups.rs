@@ -3,7 +3,7 @@
 use super::world::{GROUP, World, definite, eventually, pair, replica, within};
 use crate::{
     key::{NodeId, Replica, ReplicaId},
-    raft::{BarrierError, Level, MembersError, RaftConfig, Role, WriteError},
+    raft::{BarrierError, Goal, Level, MembersError, RaftConfig, Role, WriteError},
     transport::memory::Shape,
 };
 use std::time::Duration;
@@ -161,12 +161,12 @@ async fn members_change_from_one_to_three_to_others() {
         world.open(replica(n)).await;
     }
     let three = [1, 2, 3].map(replica);
-    world.groups[&1].set_members(&three, within(10_000)).await.unwrap();
+    world.groups[&1].set_members(Goal::new(&three), within(10_000)).await.unwrap();
     let status = world.groups[&1].status();
     assert_eq!((status.voters.as_slice(), status.joint, status.learners.len()), (three.as_slice(), false, 0));
     assert_eq!(world.get(3, "x").as_deref(), Some("1"));
     // Asking again changes nothing.
-    world.groups[&1].set_members(&three, within(10_000)).await.unwrap();
+    world.groups[&1].set_members(Goal::new(&three), within(10_000)).await.unwrap();
     assert_eq!(world.groups[&1].status().members_at, status.members_at);
 
     // All but one replaced, the leader among those that go: it hands over, its successor finishes.
@@ -176,7 +176,7 @@ async fn members_change_from_one_to_three_to_others() {
         asked += 1;
         assert!(asked < 100, "never done");
         let leader = world.leader().await;
-        match world.groups[&leader].set_members(&others, within(10_000)).await {
+        match world.groups[&leader].set_members(Goal::new(&others), within(10_000)).await {
             Ok(()) => break,
             Err(MembersError::NotLeader { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
             Err(error) => panic!("{error}"),
@@ -189,7 +189,7 @@ async fn members_change_from_one_to_three_to_others() {
     assert_eq!(world.groups[&leader].status().voters, others);
     world.agree(world.write("x", 2).await).await;
 
-    let refused = world.groups[&leader].set_members(&[], within(1000)).await.unwrap_err();
+    let refused = world.groups[&leader].set_members(Goal::new(&[]), within(1000)).await.unwrap_err();
     assert!(matches!(refused, MembersError::Refused(_)));
 }
 
@@ -213,6 +213,6 @@ async fn a_destroyed_replica_is_never_opened_again_and_its_successor_is_another(
     assert_eq!(world.groups[&gone].applied().index, 0, "messages for the old replica were not taken");
     let leader = world.leader().await;
     let target: Vec<Replica> = (1..=3).filter(|n| *n != gone).map(replica).chain([anew]).collect();
-    world.groups[&leader].set_members(&target, within(10_000)).await.unwrap();
+    world.groups[&leader].set_members(Goal::new(&target), within(10_000)).await.unwrap();
     world.agree(world.write("x", 1).await).await;
 }

@@ -1,7 +1,7 @@
 //! Snapshots, restarts, the length of the log.
 
 use super::world::{GROUP, Pairs, World, eventually, pair, replica, within};
-use crate::raft::{Group, MembersError, OpenError, RaftConfig, Role};
+use crate::raft::{Goal, Group, MembersError, OpenError, RaftConfig, Role};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -59,7 +59,7 @@ async fn a_blank_replica_joins_by_snapshot_even_when_frames_are_lost() {
         world.start(n);
         world.open(replica(n)).await;
     }
-    world.groups[&1].set_members(&[1, 2, 3].map(replica), within(60_000)).await.unwrap();
+    world.groups[&1].set_members(Goal::new(&[1, 2, 3].map(replica)), within(60_000)).await.unwrap();
     world.network.shape_all(Default::default());
     world.agree(world.write("x", 1).await).await;
     assert_eq!(world.get(3, "key1999").as_deref(), Some("1999"));
@@ -69,7 +69,7 @@ async fn a_blank_replica_joins_by_snapshot_even_when_frames_are_lost() {
 async fn a_replica_that_does_not_answer_gets_no_vote_however_short_the_log() {
     let mut world = World::with_group(1, frugal()).await;
     world.start(2);
-    let asked = world.groups[&1].set_members(&[1, 2].map(replica), within(5_000)).await;
+    let asked = world.groups[&1].set_members(Goal::new(&[1, 2].map(replica)), within(5_000)).await;
     assert_eq!(asked, Err(MembersError::Timeout));
     assert_eq!(world.groups[&1].status().voters, [replica(1)]);
     world.write("x", 1).await;
@@ -78,11 +78,11 @@ async fn a_replica_that_does_not_answer_gets_no_vote_however_short_the_log() {
     eventually("caught up", || world.groups[&2].applied() == world.groups[&1].applied()).await;
     world.crash(2).await;
     sleep(world.config.lease()).await;
-    let asked = world.groups[&1].set_members(&[1, 2].map(replica), within(5_000)).await;
+    let asked = world.groups[&1].set_members(Goal::new(&[1, 2].map(replica)), within(5_000)).await;
     assert_eq!(asked, Err(MembersError::Timeout));
     world.write("x", 2).await;
     world.restart(2).await;
-    world.groups[&1].set_members(&[1, 2].map(replica), within(5_000)).await.unwrap();
+    world.groups[&1].set_members(Goal::new(&[1, 2].map(replica)), within(5_000)).await.unwrap();
     world.agree(world.write("x", 3).await).await;
 }
 
@@ -101,7 +101,8 @@ async fn a_lost_piece_of_a_snapshot_costs_seconds_only() {
         world.open(replica(2)).await;
         world.network.shape_all(crate::transport::memory::Shape::delay(Duration::from_millis(15)));
         let (group, began) = (world.groups[&1].clone(), Instant::now());
-        let adding = world.on(1, async move { group.set_members(&[1, 2].map(replica), within(100_000)).await });
+        let adding =
+            world.on(1, async move { group.set_members(Goal::new(&[1, 2].map(replica)), within(100_000)).await });
         let adding = crate::env::spawn(adding);
         sleep(Duration::from_millis(after_ms)).await;
         world.isolate(2);
