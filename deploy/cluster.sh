@@ -2,11 +2,12 @@
 # A local cluster of real processes, on loopback only.
 #
 #   deploy/cluster.sh up [--nodes 5] [--replicas 3] [--dir D] [--base-port P]
-#   deploy/cluster.sh status | down | wipe            [--dir D]
+#   deploy/cluster.sh status | down | wipe | roll     [--dir D]
 #   deploy/cluster.sh kill N | stop N | start N       [--dir D]
 #
 # Everything it knows lies under --dir (default: ./meridian-cluster): the settings, and for each node its data, log and
 # pid. Every command may be repeated. A process is signalled only if it is the very one that this script started.
+# `roll` restarts one node after the other, drained first: clients notice nothing.
 # The binary is $MERIDIAN_BIN, else target/release/meridian, which is built if it is missing.
 set -euo pipefail
 
@@ -197,11 +198,33 @@ down() {
   for ((i = 1; i <= NODES; i++)); do await_end "$i"; done
 }
 
+# The cluster's id of a process: nodes are numbered in the order in which they joined.
+id_of() {
+  meridian node list -o json | grep "\"address\":\"$(address_of "$1")\"" | grep -v '"standing":"\(removed\|gone\)"' |
+    sed 's/.*"id":\([0-9]*\).*/n\1/'
+}
+
+roll() {
+  local i id
+  for ((i = 1; i <= NODES; i++)); do
+    await_health
+    id=$(id_of "$i")
+    [ -n "$id" ] || die "the cluster knows no node at $(address_of "$i")"
+    meridian node drain "$id" --wait-max "${STOP_S_MAX}s" >/dev/null
+    signal_node TERM "$i"
+    await_end "$i"
+    start_node "$i"
+    await_health
+    meridian node resume "$id" >/dev/null
+  done
+  say "every node was restarted"
+}
+
 COMMAND=${1:-}
 [ $# -eq 0 ] || shift
 NODE=''
 case $COMMAND in
-  up | status | down | wipe) ;;
+  up | status | down | wipe | roll) ;;
   kill | stop | start)
     NODE=${1:-}
     NODE=${NODE#n}
@@ -233,6 +256,7 @@ case $COMMAND in
   up) up ;;
   status) need_binary; status ;;
   down) down ;;
+  roll) need_binary; roll ;;
   wipe) down; rm -rf "$DIR"; say "removed $DIR" ;;
   kill) signal_node KILL "$NODE"; await_end "$NODE" ;;
   stop) signal_node TERM "$NODE"; await_end "$NODE" ;;

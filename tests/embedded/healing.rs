@@ -57,7 +57,7 @@ async fn equal_digests(cluster: &Cluster, partition: u64, replicas: usize) {
 fn load(client: &Client) -> (Arc<AtomicBool>, JoinHandle<i64>) {
     let stop = Arc::new(AtomicBool::new(false));
     let (stopped, rows) = (Arc::clone(&stop), client.keyspace("rows"));
-    let task = tokio::spawn(async move {
+    let task = meridian::env::spawn(async move {
         let mut count = 0;
         while !stopped.load(Ordering::Relaxed) {
             for key in ["b", "j", "r"] {

@@ -126,6 +126,14 @@ const STAND_IN: &str = r#"#!/usr/bin/env bash
 case " $* " in
   *" cluster status "*) echo '{"healthy":true,"nodes_alive":3,"partitions":1}' ;;
   *" init "*) echo "$@" >>"$(dirname "$0")/inits" ;;
+  *" node list "*)
+    # Joined in another order than they are counted, and one address had another node before.
+    for node in '17170 2 active' '17171 3 active' '17172 4 active' '17172 1 removed'; do
+      set -- $node
+      echo "{\"address\":\"127.0.0.1:$1\",\"alive\":true,\"id\":$2,\"standing\":\"$3\"}"
+    done
+    ;;
+  *" node "*) echo "$@" >>"$(dirname "$0")/orders" ;;
   *" start "*) exec sleep 300 ;;
 esac
 "#;
@@ -190,6 +198,21 @@ fn the_cluster_script_may_be_repeated_and_touches_only_its_own_processes() {
     assert!(runs(&script.pid(2).unwrap()));
     script.ok("stop 3");
     assert!(!runs(&first[2]));
+    script.ok("start 3");
+    let before: Vec<String> = (1..=3).map(|node| script.pid(node).unwrap()).collect();
+    script.ok("roll");
+    for (node, old) in (1..=3).zip(&before) {
+        assert!(!runs(old) && runs(&script.pid(node).unwrap()), "n{node} was restarted");
+    }
+    let orders = fs::read_to_string(dir.path().join("orders")).unwrap();
+    let orders: Vec<String> = orders
+        .lines()
+        .map(|line| line.split_whitespace().skip_while(|word| *word != "node").skip(1).take(2).collect::<Vec<_>>())
+        .map(|words| words.join(" "))
+        .collect();
+    assert_eq!(orders, ["drain n2", "resume n2", "drain n3", "resume n3", "drain n4", "resume n4"]);
+    script.ok("stop 3");
+
     assert_eq!(script.run("kill 4").status.code(), Some(1), "there is no such node");
 
     // A pid that now belongs to somebody else is never signalled.
