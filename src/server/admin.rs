@@ -21,6 +21,8 @@ const DRIVER_DEADLINE: Duration = Duration::from_secs(10);
 /// How long an answer waits for the change to reach this node's own map.
 const MAP_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a node waits for a map that lets another drain or leave, before it refuses that.
+const REFUSED_AFTER: Duration = Duration::from_secs(2);
 /// Most partitions named in one answer about a node.
 const BLOCKERS_MAX: usize = 20;
 
@@ -59,25 +61,32 @@ impl AdminService {
     async fn set_standing(&self, request: v1::SetNodeStandingRequest) -> Result<v1::SetNodeStandingReply, Error> {
         let node = self.node()?;
         let (id, asked) = (NodeId(request.node), standing_of(request.standing)?);
-        let map = node.routing().map();
-        let now = map.node(id).ok_or(Refusal::NodeUnknown(id))?.standing;
-        let leads = |partition| node.routing().leader(partition).is_some_and(|leader| leader.node == id);
-        let Assessment { replicas, leaders, refused, waiting } =
-            assess(&map, id, asked, &node.liveness().known(map.nodes().keys().copied()), leads);
+        let (mut now, mut found) = assessed(&node, id, asked)?;
+        if !request.dry_run && now != asked && !found.refused.is_empty() {
+            // Perhaps this node has not heard yet that another one was resumed.
+            let heard = async {
+                while !found.refused.is_empty() {
+                    node.routing().newer_than(node.routing().map().version()).await;
+                    (now, found) = assessed(&node, id, asked)?;
+                }
+                Ok::<(), Error>(())
+            };
+            timeout(REFUSED_AFTER, heard).await.unwrap_or(Ok(()))?;
+        }
         let reply = v1::SetNodeStandingReply {
             standing: standing_to_pb(now).into(),
             changed: false,
-            replicas,
-            leaders,
-            refused: blockers(&refused),
-            waiting: blockers(&waiting),
+            replicas: found.replicas,
+            leaders: found.leaders,
+            refused: blockers(&found.refused),
+            waiting: blockers(&found.waiting),
         };
         if request.dry_run {
             return Ok(reply);
         }
         // One that stands so already has been found dispensable before.
-        if now != asked && !refused.is_empty() {
-            return Err(needed(id, asked, &refused));
+        if now != asked && !found.refused.is_empty() {
+            return Err(needed(id, asked, &found.refused));
         }
         let command = Command::SetStanding { node: id, standing: asked };
         match node.drive(&command, Instant::now() + DRIVER_DEADLINE).await? {
@@ -107,6 +116,15 @@ impl AdminService {
             other => Err(unexpected(&other)),
         }
     }
+}
+
+/// How a node stands, and what stands in its way, as this node sees it now.
+fn assessed(node: &Node, id: NodeId, asked: Standing) -> Result<(Standing, Assessment), Error> {
+    let map = node.routing().map();
+    let now = map.node(id).ok_or(Refusal::NodeUnknown(id))?.standing;
+    let leads = |partition| node.routing().leader(partition).is_some_and(|leader| leader.node == id);
+    let liveness = node.liveness().known(map.nodes().keys().copied());
+    Ok((now, assess(&map, id, asked, &liveness, leads)))
 }
 
 fn standing_of(standing: i32) -> Result<Standing, Error> {

@@ -171,7 +171,11 @@ impl DevCluster {
         config.join = others.map(|(_, address)| address.to_string()).collect();
         let deadline = Instant::now() + LETS_GO_DEADLINE;
         let held = |error: &StartError| {
-            matches!(error, StartError::DataDir(DataDirError::InUse(_)) | StartError::Listen { .. })
+            // The log too is let go of only when the last task has ended.
+            matches!(
+                error,
+                StartError::DataDir(DataDirError::InUse(_)) | StartError::Listen { .. } | StartError::Log { .. }
+            )
         };
         let node = loop {
             match start(config.clone()).await {
