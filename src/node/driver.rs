@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Outcome},
     key::{DRIVER, NodeId},
     placement::{
-        self, Answer, Command, Decision, Fit, Health, MapDelta, Standing,
+        self, Answer, Balancer, Command, Decision, Fit, Health, MapDelta, Standing,
         command::{decode_answer, encode_answer},
     },
     raft::{Group, Role, WriteError},
@@ -26,6 +26,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// How long the leader waits for something to happen before it plans again.
 const PLAN_EVERY: Duration = Duration::from_millis(200);
+/// How often the leader compares what nodes hold.
+const BALANCE_EVERY: Duration = Duration::from_secs(1);
 /// Patience with one node when pushing the map to it.
 const PUSH_DEADLINE: Duration = Duration::from_millis(1_000);
 /// Nodes pushed to at the same time.
@@ -155,7 +157,11 @@ pub(super) async fn run(node: Weak<Node>, group: Group<DriverMachine>) {
             continue;
         }
         let health = leading.health(&node, &group);
-        let decisions = group.read(|machine, _| placement::plan(machine.state(), &health));
+        let mut decisions = group.read(|machine, _| placement::plan(machine.state(), &health));
+        if leading.balanced.is_none_or(|at| at.elapsed() >= BALANCE_EVERY) {
+            leading.balanced = Some(Instant::now());
+            decisions.extend(leading.balance(&node, &group, &health));
+        }
         perform(&node, &group, decisions).await;
         remove_departed(&group).await;
         push_map(&node, &group, &mut leading.known).await;
@@ -201,9 +207,20 @@ struct Leading {
     alive_since: BTreeMap<NodeId, Instant>,
     /// When it first looked: what was silent before counts from then, as this node may have been the one out of contact.
     began: Option<Instant>,
+    /// Compares what nodes hold.
+    balancer: Balancer,
+    /// When it last did.
+    balanced: Option<Instant>,
 }
 
 impl Leading {
+    /// What brings nodes nearer to their shares.
+    fn balance(&mut self, node: &Node, group: &Group<DriverMachine>, health: &placement::Liveness) -> Vec<Decision> {
+        let now_ms = self.began.map_or(0, |began| began.elapsed().as_millis() as u64);
+        let observed = node.observed.lock();
+        group.read(|machine, _| self.balancer.plan(machine.state(), health, &observed.loads, now_ms))
+    }
+
     /// Who is alive, for the planner.
     fn health(&mut self, node: &Node, group: &Group<DriverMachine>) -> placement::Liveness {
         let nodes: Vec<NodeId> = group.read(|machine, _| machine.state().map().nodes().keys().copied().collect());

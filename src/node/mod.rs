@@ -21,6 +21,7 @@ mod machines;
 mod observed;
 mod office;
 pub mod partition;
+mod prefer;
 mod steward;
 
 pub use health::Health;
@@ -133,6 +134,7 @@ impl Node {
             node.endpoint.register(kind, Arc::new(observed::ObservedService(Weak::clone(&weak), kind)));
         }
         env::spawn(observed::report(Weak::clone(&weak)));
+        env::spawn(prefer::run(Weak::clone(&weak)));
         env::spawn(hosting::run(Weak::clone(&weak)));
         env::spawn(steward::run(Weak::clone(&weak)));
         env::spawn(steward::ping(weak));

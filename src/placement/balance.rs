@@ -270,7 +270,9 @@ impl<'a> Books<'a> {
         moved_ms: &BTreeMap<(PartitionId, bool), u64>,
     ) -> Self {
         let map = state.map();
-        let ring = Ring::new(map.nodes().values(), &BTreeSet::new());
+        // What is down gets no share: what it had is built anew elsewhere.
+        let down = map.nodes().keys().copied().filter(|id| liveness.is_down(*id)).collect();
+        let ring = Ring::new(map.nodes().values(), &down);
         let slots = ring.slots();
         let able: Vec<bool> = slots.iter().map(|slot| slot.open && liveness.is_alive(slot.node)).collect();
         let mut of_slot = vec![Vec::new(); slots.len()];

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod acceptance;
+mod balance;
 mod edges;
 mod failures;
 mod healing;
