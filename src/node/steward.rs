@@ -223,10 +223,10 @@ impl Node {
             Some(Odds::Members(target, after)) => {
                 tracing::info!(partition = %id, ?target, "changing members");
                 let deadline = Instant::now() + MEMBERS_DEADLINE;
-                let allows = |at, settled, replicas: &[Replica]| {
+                let allows = |settled_at: Option<u64>| {
                     let map = self.routing.map();
                     let now = map.partition(id).filter(|now| now.target == target);
-                    now.is_some_and(|now| now.may_change(at, settled, replicas))
+                    now.is_some_and(|now| settled_at.is_none_or(|at| now.may_change(at)))
                 };
                 let goal = Goal { target: &target, after, allows: &allows };
                 let done = if id == DRIVER {

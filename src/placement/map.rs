@@ -177,19 +177,16 @@ impl Partition {
         self.members.iter().chain(added).chain(&self.leaving).copied()
     }
 
-    /// Whether a leader that knows this copy of the map may change its group, whose membership was written at
-    /// `members_at` of its log, names `replicas`, and is `settled`: one set of voters and nobody else.
+    /// Whether a leader that knows this copy of the map may begin to change its group, whose membership is settled (one set
+    /// of voters and nobody else) and was written at `members_at` of its log.
     ///
     /// The copy may be old, and its target withdrawn since. Who follows it then could make a voter of a replica that
-    /// is about to be destroyed. A change is withdrawn for good once a later membership has been reported, and replica
-    /// ids are never used twice; so an old copy shows: the group has settled since, or has replicas that it does not know.
-    /// Then it may only be brought to rest: half a change finished, learners let go.
+    /// is about to be destroyed. But a change is withdrawn for good only once a later settled membership has been reported,
+    /// and an old copy has not heard of that. What is not settled is only ever gone on with by the leader that began it; any
+    /// other brings it to rest first: half a change finished, learners let go.
     #[must_use]
-    pub fn may_change(&self, members_at: u64, settled: bool, replicas: &[Replica]) -> bool {
-        if settled {
-            return members_at <= self.epoch.members;
-        }
-        replicas.iter().all(|replica| self.replicas().any(|known| known == *replica))
+    pub const fn may_change(&self, members_at: u64) -> bool {
+        members_at <= self.epoch.members
     }
 }
 

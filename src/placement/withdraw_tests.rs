@@ -22,16 +22,18 @@ impl Membership {
         self.voters.iter().flatten().chain(&self.learners).copied().collect()
     }
 
-    /// One step of a leader that holds `map`, as the raft layer takes them; a report if that is what is due.
-    fn step(&mut self, map: &Partition) -> Option<Command> {
+    /// One step of a leader that holds `map` and wrote the membership at `own` last, as the raft layer takes them; a report
+    /// if that is what is due.
+    fn step(&mut self, map: &Partition, own: &mut Option<u64>) -> Option<Command> {
         if self.is_settled() && self.at > map.epoch.members {
             let members = self.voters[0].iter().copied().collect();
             return Some(Command::Report { partition: map.id, members_epoch: self.at, members });
         }
         let target: BTreeSet<Replica> = map.target.iter().copied().collect();
+        let may_change = if self.is_settled() { map.may_change(self.at) } else { *own == Some(self.at) };
         if self.voters.len() > 1 {
             self.voters.remove(0);
-        } else if !map.may_change(self.at, self.is_settled(), &self.replicas()) {
+        } else if !may_change {
             if self.is_settled() {
                 return None;
             }
@@ -50,6 +52,7 @@ impl Membership {
             return None;
         }
         self.at += 1;
+        *own = Some(self.at);
         None
     }
 }
@@ -134,8 +137,9 @@ impl World {
             Act::Withdraw => drop(self.withdraw()),
             Act::Lead { age, steps } => {
                 let copy = self.copies[self.copies.len().saturating_sub(1 + age)].clone();
+                let mut own = None;
                 for _ in 0..*steps {
-                    self.reports.extend(self.group.step(&copy));
+                    self.reports.extend(self.group.step(&copy, &mut own));
                 }
             }
             Act::Deliver { which } => {
@@ -153,9 +157,10 @@ impl World {
 
     /// What the newest copy asks for is done, and reported.
     fn settle(&mut self) {
+        let mut own = None;
         for _ in 0..SETTLED_AFTER {
             let copy = self.now().clone();
-            let _ = self.group.step(&copy).map(|report| self.drive(report));
+            let _ = self.group.step(&copy, &mut own).map(|report| self.drive(report));
         }
         assert!(self.now().is_at_rest() && self.group.is_settled(), "{:?} {:?}", self.now(), self.group);
     }
@@ -188,8 +193,9 @@ fn a_withdrawn_replica_stays_until_the_group_has_said_what_became_of_it() {
         assert_eq!(world.target(nodes.clone()), Ok(Reply::Stepped));
         let added = *world.now().target.last().expect("three");
         let old = world.now().clone();
+        let mut own = None;
         for _ in 0..steps_before {
-            assert_eq!(world.group.step(&old), None);
+            assert_eq!(world.group.step(&old, &mut own), None);
         }
         let mut elsewhere = nodes;
         elsewhere[2] = others[1];
@@ -202,7 +208,11 @@ fn a_withdrawn_replica_stays_until_the_group_has_said_what_became_of_it() {
         assert!(world.now().leaving.is_empty() && world.now().replica_on(others[0]).is_none());
         assert_eq!(world.now().members, members, "after {steps_before} steps");
         let at = world.group.at;
-        assert_eq!(world.group.clone().step(&old), world.group.step(&old), "an old map only reports");
+        assert_eq!(
+            world.group.clone().step(&old, &mut None),
+            world.group.step(&old, &mut own),
+            "an old map only reports"
+        );
         assert_eq!(world.group.at, at);
     }
 }

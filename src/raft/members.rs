@@ -7,12 +7,12 @@
 //! Invariants:
 //! * a replica votes only after it has caught up, so that no change lowers the number of live votes;
 //! * a leader that is not in the target hands over first and leaves the rest to its successor;
-//! * nobody becomes a member, and no voter ceases to be one, when the goal does not allow the members to be changed,
-//!   whoever has changed them meanwhile: then they are only brought to rest, so that they can be looked at again.
+//! * nobody becomes a member, and no voter ceases to be one, when the goal does not allow the members to be changed, or when
+//!   somebody else has begun to: then they are only brought to rest, so that they can be looked at again.
 
 use super::{
     replica::{Running, detached},
-    types::{self, LogId, Membership, Types},
+    types::{LogId, Membership, Types},
 };
 use crate::key::{NodeId, Replica, ReplicaId};
 use openraft::{
@@ -62,20 +62,28 @@ pub struct Goal<'a> {
     /// Only a membership written after this index will do, the same as before if need be: whoever still acts on an
     /// older one fails.
     pub after: Option<u64>,
-    /// Whether members may be changed that were written at this index, are settled (one set of voters, nobody else),
-    /// and are these. Otherwise this goal is out of date.
-    pub allows: &'a (dyn Fn(u64, bool, &[Replica]) -> bool + Sync),
+    /// Whether this is still wanted and, given the index of a settled membership (one set of voters, nobody else), may begin
+    /// there.
+    pub allows: &'a (dyn Fn(Option<u64>) -> bool + Sync),
 }
 
 impl<'a> Goal<'a> {
     /// These voters, whatever the members are.
     #[must_use]
     pub fn new(target: &'a [Replica]) -> Self {
-        Self { target, after: None, allows: &|_, _, _| true }
+        Self { target, after: None, allows: &|_| true }
     }
 }
 
-type Changed = Result<(), RaftError<Types, ClientWriteError<Types>>>;
+type Changed = Result<LogId, RaftError<Types, ClientWriteError<Types>>>;
+
+/// How far this replica, as leader, has come towards a target.
+#[derive(Debug)]
+pub(super) struct Way {
+    /// The last membership that it wrote.
+    at: LogId,
+    target: Vec<Replica>,
+}
 
 /// The next step towards a target.
 #[derive(Debug, PartialEq, Eq)]
@@ -119,11 +127,15 @@ impl View {
         self.at.map_or(0, |at| at.index)
     }
 
-    fn allowed_by(&self, goal: &Goal<'_>) -> bool {
-        let replicas: Vec<Replica> = types::replicas(&self.membership).collect();
-        let voters = self.membership.voter_ids().count();
-        let settled = self.membership.get_joint_config().len() == 1 && voters == replicas.len();
-        (goal.allows)(self.index(), settled, &replicas)
+    /// Whether the next step towards a goal may be taken: from where the members are settled if the goal allows that, or
+    /// further on the way that `own` says this leader has gone.
+    fn allowed_by(&self, goal: &Goal<'_>, own: Option<&Way>) -> bool {
+        let (voters, all) = (self.membership.voter_ids().count(), self.membership.nodes().count());
+        if self.membership.get_joint_config().len() == 1 && voters == all {
+            return (goal.allows)(Some(self.index()));
+        }
+        let on_the_way = own.is_some_and(|own| Some(own.at) == self.at && own.target == goal.target);
+        on_the_way && (goal.allows)(None)
     }
 }
 
@@ -198,7 +210,7 @@ impl Running {
             let step = match next_step(&view, self.me.id.0, &nodes) {
                 _ if !view.committed => None,
                 Step::Done if goal.after.is_none_or(|after| view.index() > after) => return Ok(()),
-                _ if !view.allowed_by(&goal) => Some(tidy(&view)?),
+                _ if !view.allowed_by(&goal, self.changing.lock().as_ref()) => Some(tidy(&view)?),
                 Step::Done => Some(Step::Flatten),
                 step => Some(step),
             };
@@ -226,10 +238,17 @@ impl Running {
                 Some(Step::Remove(replicas)) => ChangeMembers::RemoveNodes(replicas),
             };
             let raft = self.raft.clone();
-            let changed = detached(async move { raft.change_membership_if(change, false, conditions).await.map(drop) });
+            let changed =
+                detached(
+                    async move { raft.change_membership_if(change, false, conditions).await.map(|done| done.log_id) },
+                );
             match timeout_at(deadline, changed).await {
                 Err(_elapsed) => return Err(MembersError::Timeout),
-                Ok(changed) => self.judge(changed, deadline).await?,
+                Ok(changed) => {
+                    let way = changed.as_ref().ok().map(|at| Way { at: *at, target: goal.target.to_vec() });
+                    *self.changing.lock() = way;
+                    self.judge(changed, deadline).await?;
+                }
             }
         }
     }
@@ -237,7 +256,7 @@ impl Running {
     /// Whether to look again after a change.
     async fn judge(&self, changed: Changed, deadline: Instant) -> Result<(), MembersError> {
         match changed {
-            Ok(()) => Ok(()),
+            Ok(_) => Ok(()),
             Err(RaftError::Fatal(_)) => Err(MembersError::Stopped),
             // Without a quorum of late, as after an election: wait for it. The view says if another leads.
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_)))

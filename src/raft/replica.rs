@@ -13,6 +13,7 @@ use super::{
     group::{Leadership, OpenError},
     hub::RaftHub,
     machine::AnyCell,
+    members::Way,
     network::Network,
     quiet::Quiet,
     replicated::Replicated,
@@ -71,6 +72,8 @@ pub(super) struct Running {
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) stopping: AtomicBool,
     pub(super) proposed_bytes: Arc<AtomicU64>,
+    /// The change of members that this replica is carrying out.
+    pub(super) changing: Mutex<Option<Way>>,
     snapshotting: AtomicBool,
     server: Arc<Server>,
     /// Ends when openraft has let go of the machine.
@@ -163,6 +166,7 @@ impl Running {
             leadership,
             stopping: AtomicBool::new(false),
             proposed_bytes: Arc::default(),
+            changing: Mutex::default(),
             snapshotting: AtomicBool::new(false),
             server,
             released: Mutex::new(Some(released)),
