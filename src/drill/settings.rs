@@ -112,7 +112,9 @@ impl Fault {
             Self::Partition | Self::OneWay | Self::Ring | Self::IsolateLeader | Self::IsolateDriver => &[Hits::Links],
             Self::Slow | Self::Stall => &[Hits::Links, Hits::Insides],
             Self::Clock => &[Hits::Insides],
-            Self::DiskFull | Self::PowerLoss => &[Hits::Processes, Hits::Insides],
+            // Who hears nothing has nothing to write, and goes on with a full disk.
+            Self::DiskFull => &[Hits::Processes, Hits::Insides, Hits::Links],
+            Self::PowerLoss => &[Hits::Processes, Hits::Insides],
         }
     }
 
