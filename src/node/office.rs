@@ -65,22 +65,21 @@ impl Node {
         while group.is_leader() && Instant::now() < deadline {
             let Some(to) = self.successor(&self.routing().map(), &group.status()) else { return };
             match group.transfer(to.id).await {
-                Ok(()) => {
-                    let taken = async {
-                        while leadership.borrow_and_update().leader.is_none_or(|leader| leader == group.replica()) {
-                            if leadership.changed().await.is_err() {
-                                return;
-                            }
-                        }
-                    };
-                    let _late = timeout(TAKE_OVER_DEADLINE, taken).await;
-                    return;
-                }
+                Ok(()) => break,
                 // It lacks entries yet.
                 Err(MembersError::Refused(_)) => sleep(ASK_EVERY).await,
                 Err(_) => return,
             }
         }
+        // Also when the steward has asked before: whoever comes here is to be told where to go.
+        let taken = async {
+            while leadership.borrow_and_update().leader.is_none_or(|leader| leader == group.replica()) {
+                if leadership.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _late = timeout(TAKE_OVER_DEADLINE, taken).await;
     }
 
     /// Asks one successor to take over a group; whether it does is looked at again.
