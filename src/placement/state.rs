@@ -4,7 +4,8 @@
 //! * a refused command changes nothing; one that changes the map raises its version by exactly one;
 //! * counters only go up: an id is never handed out twice, not even after what bore it is gone;
 //! * members of a partition change only by a report of its group, its target only by a step;
-//! * a replica leaves the map only by a report that does not name it, made after the last target that did;
+//! * a replica leaves the map only by a report that does not name it, made after the last target that did, and never
+//!   becomes a member again;
 //! * the snapshot holds all that later answers depend on. The history of changes is no part of it: without it,
 //!   [`State::delta_since`] has no answer and whoever asks takes the whole map.
 
@@ -467,9 +468,18 @@ impl State {
         let mut partition = known.clone();
         partition.epoch.members = epoch;
         partition.phase = Phase::Active;
-        partition.members = in_order_of(&partition.target, members);
         // Newer than any withdrawal: what it does not name, the group does not have and will not take in any more.
         partition.leaving.clear();
+        let has_left = |replica: &Replica| known.members.contains(replica) && !members.contains(replica);
+        if known.target.iter().any(has_left) {
+            // A withdrawal that came too late: nobody comes back under the id with which he left, since an old copy of the
+            // map knows it. What the group has become is the target; who was to be added besides is withdrawn.
+            let is_free = |replica: &&Replica| members.iter().all(|member| member.node != replica.node);
+            let added = known.target.iter().filter(|replica| !known.members.contains(replica));
+            partition.leaving = added.filter(is_free).copied().collect();
+            partition.target = in_order_of(&known.target, members.clone());
+        }
+        partition.members = in_order_of(&partition.target, members);
         self.put_partition(partition, change);
         Ok(Reply::Reported { changed: true })
     }
