@@ -41,12 +41,41 @@ pub enum PartitionCommand {
     List,
     /// How a partition is, what was decided about it, and why
     Why(Why),
+    /// Cut a partition in two, online
+    Split(Split),
     /// The partition that holds a key
     Show {
         /// Key
         #[arg(allow_negative_numbers = true)]
         key: OsString,
     },
+}
+
+/// Which partition to cut, and where.
+#[derive(Args, Debug)]
+pub struct Split {
+    /// Id of the partition, such as p7; without it, the one that holds the key of --at
+    #[arg(value_parser = explain::partition_id, required_unless_present = "at")]
+    partition: Option<u64>,
+    /// First key of the new partition; without it, the middle of the partition
+    #[arg(long, value_name = "KEY", allow_negative_numbers = true)]
+    at: Option<OsString>,
+}
+
+async fn split(args: &Split, options: &Options, output: &mut Output) -> Result<(), Failure> {
+    let remote = Remote::connect(options).await?;
+    let at = match &args.at {
+        Some(key) => remote.key_text(options).await?.parse(key.as_bytes())?,
+        None => Bytes::new(),
+    };
+    let partition = args.partition.unwrap_or(0);
+    let request = v1::SplitPartitionRequest { keyspace: options.keyspace.clone(), partition, at };
+    let reply = remote.split_partition(request).await?;
+    match output.format {
+        Format::Json => output.json(&json!({ "partition": reply.partition, "child": reply.child })),
+        Format::Plain => output.line(&reply.child.to_string()),
+        Format::Table => output.line(&format!("p{} was cut: p{} holds the upper part", reply.partition, reply.child)),
+    }
 }
 
 /// Forms the cluster, or says that it exists.
@@ -152,18 +181,20 @@ fn ids(ids: &[u64], prefix: &str) -> String {
 /// # Errors
 /// Why there is no answer.
 pub async fn partition(command: &PartitionCommand, options: &Options, output: &mut Output) -> Result<(), Failure> {
-    if let PartitionCommand::Why(args) = command {
-        return explain::why(args, options, output).await;
+    match command {
+        PartitionCommand::Why(args) => return explain::why(args, options, output).await,
+        PartitionCommand::Split(args) => return split(args, options, output).await,
+        PartitionCommand::List | PartitionCommand::Show { .. } => {}
     }
     let reply = Remote::connect(options).await?.keyspace(&options.keyspace).await?;
     let settings = reply.keyspace.unwrap_or_default();
     let partitions = match command {
-        PartitionCommand::List | PartitionCommand::Why(_) => reply.partitions,
         PartitionCommand::Show { key } => {
             let keys = KeyText { kind: kind_of(&settings), hex: options.hex };
             let key = keys.parse(key.as_bytes())?;
             reply.partitions.into_iter().filter(|partition| holds(&settings, partition, &key)).collect()
         }
+        _ => reply.partitions,
     };
     print_partitions(&settings, &partitions, &reply.statuses, output)
 }

@@ -30,7 +30,7 @@ fn node_id(text: &str) -> Result<u64, String> {
     id(text, 'n').ok_or_else(|| format!("{text:?} is not a node such as n2"))
 }
 
-fn partition_id(text: &str) -> Result<u64, String> {
+pub(super) fn partition_id(text: &str) -> Result<u64, String> {
     id(text, 'p').ok_or_else(|| format!("{text:?} is not a partition such as p7"))
 }
 

@@ -141,6 +141,14 @@ impl Remote {
         self.in_time(async move { Ok(admin.keyspace(name).await?) }).await
     }
 
+    /// Cuts a partition in two.
+    ///
+    /// # Errors
+    /// Why it was not cut.
+    pub async fn split_partition(&self, request: v1::SplitPartitionRequest) -> Result<v1::SplitPartitionReply, Error> {
+        Ok(self.client.admin().split_partition(request).await?)
+    }
+
     /// One partition: how it is, and why.
     ///
     /// # Errors

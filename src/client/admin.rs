@@ -96,6 +96,15 @@ impl Admin {
         self.call(|channel| async move { admin(channel).get_keyspace(request.clone()).await }).await
     }
 
+    /// Cuts a partition in two, at a key or in its middle, and waits until that is done.
+    ///
+    /// # Errors
+    /// `INVALID_FIELD` when it cannot be cut there; `DEADLINE_EXCEEDED` when it goes on.
+    pub async fn split_partition(&self, request: v1::SplitPartitionRequest) -> Result<v1::SplitPartitionReply, Error> {
+        let request = &request;
+        self.call(|channel| async move { admin(channel).split_partition(request.clone()).await }).await
+    }
+
     /// One partition: how it is, what was decided about it lately, and why.
     ///
     /// # Errors

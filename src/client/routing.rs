@@ -237,10 +237,13 @@ fn partition_of(partition: v1::Partition) -> Partition {
         .map(|replica| Replica { id: ReplicaId(replica.replica), node: NodeId(replica.node) })
         .collect();
     let epoch = partition.epoch.unwrap_or_default();
+    let span = Span::new(partition.start, (!partition.end.is_empty()).then_some(partition.end));
     Partition {
         id: PartitionId(partition.id),
         keyspace: KeyspaceId(partition.keyspace),
-        span: Span::new(partition.start, (!partition.end.is_empty()).then_some(partition.end)),
+        birth: span.clone(),
+        span,
+        cut: None,
         epoch: Epoch { bounds: epoch.bounds, members: epoch.members },
         initializer: members.first().map_or(ReplicaId(0), |replica| replica.id),
         target: members.clone(),

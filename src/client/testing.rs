@@ -173,6 +173,8 @@ impl World {
             phase: Phase::Active,
             initializer: ReplicaId(0),
             leaving: Vec::new(),
+            birth: part.span.clone(),
+            cut: None,
         };
         MapDelta {
             cluster_id: "fake".into(),

@@ -1,4 +1,5 @@
-//! Which replicas run here: those that the map names, no others. One that stops by itself is opened again.
+//! Which replicas run here: those that the map names and those that splits make here. One that stops by itself is opened
+//! again.
 
 use super::{DriverMachine, Node, Partition, PartitionMachine, driver, steward};
 use crate::{
@@ -53,27 +54,44 @@ async fn follow(node: &Arc<Node>) -> bool {
         }
         node.kept.send_replace(map.version());
     }
-    let mut settled = true;
+    let mut settled = node.deliver(&map).await;
     let wanted = wanted(&map, node);
     for (partition, replica) in &wanted {
-        if let Err(error) = node.host(&map, *partition, *replica).await {
-            tracing::error!(%partition, %replica.id, %error, "the replica could not be opened");
+        if let Err(error) = node.host(&map, partition, *replica).await {
+            tracing::error!(partition = %partition.id, %replica.id, %error, "the replica could not be opened");
             settled = false;
         }
     }
-    node.retire_unwanted(&wanted.into_iter().collect()).await;
+    node.retire_unwanted(&wanted.iter().map(|(partition, _)| partition.id).collect(), map.version()).await;
     settled
 }
 
-fn wanted(map: &Map, node: &Node) -> Vec<(PartitionId, Replica)> {
-    let mine =
-        |partition: &placement::Partition| partition.replica_on(node.id()).map(|replica| (partition.id, replica));
-    map.partitions().values().filter_map(mine).collect()
+/// What should run here: what the map names, and children that it does not name yet but whose seed is here.
+fn wanted(map: &Map, node: &Node) -> Vec<(placement::Partition, Replica)> {
+    let mine = |partition: &placement::Partition| partition.replica_on(node.id());
+    let named = || map.partitions().values().filter_map(|partition| Some((partition, mine(partition)?)));
+    let children = named().filter_map(|(parent, _)| {
+        let child = parent.child()?;
+        let replica = mine(&child).filter(|replica| node.holds(child.id, *replica))?;
+        Some((child, replica))
+    });
+    named().map(|(partition, replica)| (partition.clone(), replica)).chain(children).collect()
 }
 
 impl Node {
-    async fn host(self: &Arc<Self>, map: &Map, id: PartitionId, replica: Replica) -> Result<(), Error> {
-        let Some(partition) = map.partition(id) else { return Ok(()) };
+    /// Whether this replica runs here, or has something in the log.
+    pub(super) fn holds(&self, id: PartitionId, replica: Replica) -> bool {
+        self.partition(id).is_some_and(|here| here.group().replica() == replica)
+            || self.recovered.lock().contains_key(&(id, replica.id))
+    }
+
+    async fn host(
+        self: &Arc<Self>,
+        map: &Map,
+        partition: &placement::Partition,
+        replica: Replica,
+    ) -> Result<(), Error> {
+        let id = partition.id;
         if id == DRIVER {
             self.host_driver(replica).await?;
             return Ok(());
@@ -90,16 +108,30 @@ impl Node {
         };
         // An older incarnation goes first: one group runs one replica here.
         self.retire(id).await;
-        let store = kv::Store::new(kv::StoreConfig {
+        // With the positions of its birth: if the log is replayed from its beginning, it cuts them itself.
+        let config = kv::StoreConfig {
             layout: keyspace.layout,
-            span: partition.span.clone(),
+            span: partition.birth.clone(),
             limits: kv::SessionLimits::default(),
-        });
-        let group = self.open(id, replica, PartitionMachine::new(store)).await?;
-        env::spawn(steward::watch_leadership(Arc::downgrade(self), group.clone()));
-        let hosted = Partition::start(id, group, self.partition_context());
-        self.partitions.write().insert(id, hosted);
+        };
+        self.open_partition(id, replica, config, map.version()).await?;
         self.initialize_if_asked(partition, replica).await
+    }
+
+    /// Opens a replica of a partition from what the log and the snapshots hold of it.
+    pub(super) async fn open_partition(
+        self: &Arc<Self>,
+        id: PartitionId,
+        replica: Replica,
+        config: kv::StoreConfig,
+        known_from: u64,
+    ) -> Result<Group<PartitionMachine>, Error> {
+        let machine = PartitionMachine::new(kv::Store::new(config), Arc::clone(&self.births));
+        let group = self.open(id, replica, machine).await?;
+        env::spawn(steward::watch_leadership(Arc::downgrade(self), group.clone()));
+        let hosted = Partition::start(id, known_from, group.clone(), self.partition_context());
+        self.partitions.write().insert(id, hosted);
+        Ok(group)
     }
 
     async fn open<M: Machine>(&self, id: PartitionId, replica: Replica, machine: M) -> Result<Group<M>, Error> {
@@ -150,15 +182,15 @@ impl Node {
         Ok(group)
     }
 
-    /// Retires what runs here and is not wanted any more.
-    async fn retire_unwanted(&self, wanted: &BTreeSet<(PartitionId, Replica)>) {
-        let wanted_ids: BTreeSet<_> = wanted.iter().map(|(id, _)| *id).collect();
-        let unwanted: Vec<_> = self.partitions.read().keys().filter(|id| !wanted_ids.contains(id)).copied().collect();
+    /// Retires what runs here and a map of this version does not name any more.
+    async fn retire_unwanted(&self, wanted: &BTreeSet<PartitionId>, version: u64) {
+        let gone = |hosted: &&Arc<Partition>| !wanted.contains(&hosted.id) && version >= hosted.known_from;
+        let unwanted: Vec<_> = self.partitions.read().values().filter(gone).map(|hosted| hosted.id).collect();
         for id in unwanted {
             tracing::info!(partition = %id, "the map no longer gives this node a replica; it is destroyed");
             self.retire(id).await;
         }
-        if !wanted_ids.contains(&DRIVER) && self.driver_group().is_some() {
+        if !wanted.contains(&DRIVER) && self.driver_group().is_some() {
             tracing::info!("this node is no longer a member of the placement driver");
             self.retire(DRIVER).await;
         }

@@ -5,57 +5,130 @@ use crate::{
     raft::{LogPosition, Machine, Restorer},
 };
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
+/// Children that splits have made here and that are not durable yet.
+#[derive(Debug, Default)]
+pub struct Births {
+    waiting: Mutex<Vec<Born>>,
+    /// Told of every new one.
+    pub(super) news: Arc<Notify>,
+}
+
+/// A child, and the claim that keeps its parent from taking a snapshot.
+#[derive(Debug)]
+pub(super) struct Born {
+    pub(super) birth: kv::Birth,
+    unborn: Arc<()>,
+}
+
+impl Born {
+    /// Makes the child durable with `keep`, which gives the store back if it could not.
+    pub(super) fn parts(self) -> (kv::Split, kv::Store, Arc<()>) {
+        (self.birth.split, self.birth.store, self.unborn)
+    }
+
+    /// The same again.
+    pub(super) const fn of(split: kv::Split, store: kv::Store, unborn: Arc<()>) -> Self {
+        Self { birth: kv::Birth { split, store }, unborn }
+    }
+}
+
+impl Births {
+    /// Births of which `news` tells.
+    #[must_use]
+    pub fn new(news: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self { waiting: Mutex::default(), news })
+    }
+
+    /// Takes all that wait.
+    pub(super) fn take(&self) -> Vec<Born> {
+        std::mem::take(&mut *self.waiting.lock())
+    }
+
+    /// Puts one back that could not be made durable.
+    pub(super) fn put_back(&self, born: Born) {
+        self.waiting.lock().push(born);
+    }
+}
+
 /// Rows and sessions of one partition.
 #[derive(Debug)]
-pub struct PartitionMachine(kv::Store);
+pub struct PartitionMachine {
+    store: kv::Store,
+    births: Arc<Births>,
+    /// Held by every child that is not durable yet.
+    unborn: Arc<()>,
+}
 
 impl PartitionMachine {
-    /// Replicates `store`.
+    /// Replicates `store`; children go to `births`.
     #[must_use]
-    pub const fn new(store: kv::Store) -> Self {
-        Self(store)
+    pub fn new(store: kv::Store, births: Arc<Births>) -> Self {
+        Self { store, births, unborn: Arc::default() }
+    }
+
+    /// The rows, once nobody needs the machine.
+    #[must_use]
+    pub fn into_store(self) -> kv::Store {
+        self.store
     }
 
     /// The rows.
     #[must_use]
     pub const fn store(&self) -> &kv::Store {
-        &self.0
+        &self.store
+    }
+
+    fn reshape(&mut self, at: LogPosition, reshape: &kv::Reshape) {
+        if let Some(birth) = self.store.reshape(at.index, at.term, reshape) {
+            self.births.put_back(Born { birth, unborn: Arc::clone(&self.unborn) });
+            self.births.news.notify_one();
+        }
     }
 }
 
 impl Machine for PartitionMachine {
     type Reply = Vec<kv::Reply>;
 
+    /// Writes are answered one by one; a change of what is owned has no answer: the state tells.
     fn apply(&mut self, at: LogPosition, command: Bytes) -> Vec<kv::Reply> {
-        let command = kv::Command::decode(&command).expect("the log holds only commands that this layer encoded");
-        self.0.apply(at.index, &command)
+        const OURS: &str = "the log holds only what this layer encoded";
+        if let Some(reshape) = kv::Reshape::decode(&command).expect(OURS) {
+            self.reshape(at, &reshape);
+            return Vec::new();
+        }
+        self.store.apply(at.index, &kv::Command::decode(&command).expect(OURS))
+    }
+
+    fn may_freeze(&self) -> bool {
+        Arc::strong_count(&self.unborn) == 1
     }
 
     fn freeze(&mut self) {
-        self.0.freeze();
+        self.store.freeze();
     }
 
     fn freeze_next(&mut self, bytes_max: usize) -> Option<Bytes> {
-        self.0.freeze_next(bytes_max)
+        self.store.freeze_next(bytes_max)
     }
 
     fn thaw(&mut self) {
-        self.0.thaw();
+        self.store.thaw();
     }
 
     fn restorer(&self) -> Box<dyn Restorer<Self>> {
-        Box::new(PartitionRestorer(kv::Restore::new()))
+        Box::new(PartitionRestorer(kv::Restore::new(), Arc::clone(&self.births)))
     }
 
     fn bytes(&self) -> u64 {
-        self.0.bytes()
+        self.store.bytes()
     }
 }
 
-struct PartitionRestorer(kv::Restore);
+struct PartitionRestorer(kv::Restore, Arc<Births>);
 
 impl Restorer<PartitionMachine> for PartitionRestorer {
     fn feed(&mut self, chunk: Bytes) -> Result<(), String> {
@@ -63,7 +136,8 @@ impl Restorer<PartitionMachine> for PartitionRestorer {
     }
 
     fn finish(self: Box<Self>) -> Result<PartitionMachine, String> {
-        self.0.finish().map(PartitionMachine).map_err(|error| error.to_string())
+        let store = self.0.finish().map_err(|error| error.to_string())?;
+        Ok(PartitionMachine::new(store, self.1))
     }
 }
 

@@ -5,12 +5,14 @@
 //! placement driver it plans and pushes the map.
 //!
 //! Invariants:
-//! * a replica is created only because the map names it, and only after that map is durable here: a map on disk is
-//!   never older than the replicas beside it;
-//! * a replica is destroyed only when a newer map no longer names it, and leaves a tombstone: its id never returns;
+//! * a replica is created only because the map names it, and only after that map is durable here, or because the log of
+//!   its parent was cut; but for children, a map on disk is never older than the replicas beside it;
+//! * a replica is destroyed only when a map that is new enough to know it no longer names it, and leaves a tombstone: its
+//!   id never returns;
 //! * the members that a group's leader reports are committed and uniform.
 
 pub mod config;
+mod cutting;
 mod driver;
 mod health;
 mod hlc;
@@ -26,7 +28,7 @@ mod steward;
 
 pub use health::Health;
 pub use liveness::{CONTACT_LOST_AFTER, Liveness};
-pub use machines::{DriverMachine, PartitionMachine};
+pub use machines::{Births, DriverMachine, PartitionMachine};
 pub use partition::{Partition, Written};
 
 use crate::{
@@ -88,7 +90,8 @@ pub struct Node {
     hlc: Arc<Hlc>,
     partitions: RwLock<BTreeMap<PartitionId, Arc<Partition>>>,
     driver: RwLock<Option<Group<DriverMachine>>>,
-    map_changed: Notify,
+    map_changed: Arc<Notify>,
+    births: Arc<Births>,
     kept: watch::Sender<u64>,
     keep_map: KeepMap,
     down_after: Duration,
@@ -105,6 +108,7 @@ impl Node {
     pub fn start(parts: Parts) -> Arc<Self> {
         let liveness = Liveness::new(Arc::clone(&parts.endpoint));
         let kept = watch::Sender::new(parts.map.version());
+        let map_changed = Arc::<Notify>::default();
         let node = Arc::new(Self {
             clock: parts.clock,
             liveness,
@@ -115,7 +119,8 @@ impl Node {
             hlc: Arc::default(),
             partitions: RwLock::default(),
             driver: RwLock::default(),
-            map_changed: Notify::new(),
+            births: Births::new(Arc::clone(&map_changed)),
+            map_changed,
             kept,
             keep_map: parts.keep_map,
             down_after: parts.down_after,
@@ -130,6 +135,7 @@ impl Node {
         node.endpoint.register(Kind::MapPush, Arc::new(driver::MapService(Weak::clone(&weak))));
         node.endpoint.register(Kind::Leader, Arc::new(steward::LeaderService(Weak::clone(&weak))));
         node.endpoint.register(Kind::Ping, Arc::new(liveness::PingService));
+        node.endpoint.register(Kind::Cut, Arc::new(cutting::CutService(Weak::clone(&weak))));
         for kind in [Kind::Load, Kind::Ask] {
             node.endpoint.register(kind, Arc::new(observed::ObservedService(Weak::clone(&weak), kind)));
         }

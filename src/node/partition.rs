@@ -53,6 +53,8 @@ struct Proposal {
 pub struct Partition {
     /// Its id.
     pub id: PartitionId,
+    /// Maps below this version may not know it: it was split off here before the map said so.
+    pub(super) known_from: u64,
     group: Group<PartitionMachine>,
     proposals: mpsc::Sender<Proposal>,
     counters: Counters,
@@ -70,13 +72,18 @@ pub struct PartitionContext {
 }
 
 impl Partition {
-    /// Starts serving an opened group.
+    /// Starts serving an opened group; `known_from` is the version of the map from which on it is named.
     #[must_use]
-    pub fn start(id: PartitionId, group: Group<PartitionMachine>, context: PartitionContext) -> Arc<Self> {
+    pub fn start(
+        id: PartitionId,
+        known_from: u64,
+        group: Group<PartitionMachine>,
+        context: PartitionContext,
+    ) -> Arc<Self> {
         let (proposals, waiting) = mpsc::channel(QUEUE_MAX);
         let proposer = Proposer { id, group: group.clone(), context };
         env::spawn(proposer.run(waiting));
-        Arc::new(Self { id, group, proposals, counters: Counters::default() })
+        Arc::new(Self { id, known_from, group, proposals, counters: Counters::default() })
     }
 
     /// Its replica.

@@ -5,7 +5,7 @@ use super::{Node, liveness};
 use crate::{
     error::Hint,
     key::{DRIVER, NodeId, PartitionId, Replica},
-    placement::{Command, Map, Phase},
+    placement::{self, Command, Map, Phase},
     raft::{Goal, Group, Machine, Role, Status},
     telemetry,
     transport::{
@@ -14,7 +14,11 @@ use crate::{
     },
 };
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use std::{collections::BTreeSet, sync::Weak, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 /// A group at odds with the map is looked at again after this long.
@@ -131,6 +135,10 @@ enum Odds {
     Report(u64, Vec<Replica>),
     /// The same, but they are not committed yet. Nobody says when they are: it is looked at again.
     Uncommitted,
+    /// The map asks for a cut.
+    Cut,
+    /// It was split off this partition, and the map does not name it yet.
+    Born(PartitionId),
 }
 
 impl Node {
@@ -184,10 +192,10 @@ impl Node {
 
     fn odds(&self, map: &Map, id: PartitionId) -> Option<Odds> {
         let status = self.status_of(id)?;
-        let partition = map.partition(id)?;
         if status.role != Role::Leader {
             return None;
         }
+        let Some(partition) = map.partition(id) else { return Self::parent_of(map, id).map(Odds::Born) };
         if let Some(to) = self.resigns(map).then(|| self.successor(map, &status)).flatten() {
             return Some(Odds::HandOver(to));
         }
@@ -204,8 +212,18 @@ impl Node {
             });
         }
         let doubtful = !partition.leaving.is_empty();
-        (!reached || doubtful)
-            .then(|| Odds::Members(partition.target.clone(), doubtful.then_some(partition.epoch.members)))
+        if !reached || doubtful {
+            return Some(Odds::Members(partition.target.clone(), doubtful.then_some(partition.epoch.members)));
+        }
+        self.is_to_be_cut(partition).then_some(Odds::Cut)
+    }
+
+    /// Whether the map asks for a cut that the log has not decided.
+    fn is_to_be_cut(&self, partition: &placement::Partition) -> bool {
+        let undecided = |here: Arc<super::Partition>| {
+            here.group().read(|machine, _| machine.store().epoch()) == partition.epoch.bounds
+        };
+        partition.cut.is_some() && self.partition(partition.id).is_some_and(undecided)
     }
 
     fn status_of(&self, id: PartitionId) -> Option<Status> {
@@ -219,6 +237,8 @@ impl Node {
     async fn settle(&self, id: PartitionId) {
         match self.odds(&self.routing.map(), id) {
             None | Some(Odds::Uncommitted) => {}
+            Some(Odds::Cut) => self.propose_cut(&self.routing.map(), id).await,
+            Some(Odds::Born(parent)) => self.report_child(parent, id).await,
             Some(Odds::HandOver(to)) => self.ask_successor(id, to).await,
             Some(Odds::Members(target, after)) => {
                 tracing::info!(partition = %id, ?target, "changing members");

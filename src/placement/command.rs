@@ -57,6 +57,22 @@ pub enum Command {
         /// Not [`Standing::Gone`], which only another process under its address makes of it.
         standing: Standing,
     },
+    /// Asks that a partition be cut in two.
+    Divide {
+        /// The partition, at rest.
+        partition: PartitionId,
+        /// Its epoch of bounds when this was decided.
+        bounds: u64,
+        /// First position of the new partition.
+        at: Bytes,
+    },
+    /// A partition has been cut, told by the leader of the child once a quorum of the child's members holds it.
+    Divided {
+        /// The partition that was cut.
+        partition: PartitionId,
+        /// The child.
+        child: PartitionId,
+    },
 }
 
 /// A process that wants to be a node.
@@ -176,6 +192,11 @@ pub enum Reply {
         /// False when it stood so already.
         changed: bool,
     },
+    /// The partition will be, or has been, cut.
+    Dividing {
+        /// The child.
+        child: PartitionId,
+    },
 }
 
 /// What [`super::State::apply`] says to a command.
@@ -250,6 +271,16 @@ pub enum Refusal {
     ReportInvalid {
         /// The group.
         partition: PartitionId,
+        /// What is wrong.
+        why: String,
+    },
+    /// A partition cannot be cut here.
+    #[error("{partition} cannot be cut at {at}: {why}")]
+    CutImpossible {
+        /// The partition.
+        partition: PartitionId,
+        /// Where, for people.
+        at: String,
         /// What is wrong.
         why: String,
     },
@@ -356,6 +387,7 @@ impl From<Refusal> for Error {
             Refusal::NodeRemoved(node) => Self::new(Reason::NodeRemoved, message).with("node", node),
             Refusal::StandingRefused { node, .. } => Self::new(Reason::NodeNeeded, message).with("node", node),
             Refusal::NoNodeForReplicas => Self::new(Reason::NodeNeeded, message),
+            Refusal::CutImpossible { partition, .. } => Self::field("at", message).with("partition", partition),
             Refusal::ReportInvalid { partition, .. } => {
                 Self::new(Reason::Internal, message).with("partition", partition)
             }

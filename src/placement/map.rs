@@ -9,7 +9,9 @@
 //! * a partition that a newer map no longer names is gone for good.
 
 use super::DecodeError;
-use crate::key::{DRIVER, Epoch, KeyKind, KeyspaceId, Layout, NodeId, PartitionId, Replica, ReplicaId, Span};
+use crate::key::{
+    DRIVER, Epoch, KeyKind, KeyspaceId, Layout, NodeId, PartitionId, Replica, ReplicaId, SEED_INDEX, Span,
+};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -155,14 +157,39 @@ pub struct Partition {
     /// Replicas of a target that was withdrawn. The group may have taken them in before it heard of that, so they stay
     /// until its next report, which says what became of them.
     pub leaving: Vec<Replica>,
+    /// Positions that it was created with. A replica that replays the whole log begins with these.
+    #[serde(with = "SpanBytes")]
+    pub birth: Span,
+    /// How it is to be cut in two, once its log has decided that.
+    pub cut: Option<Cut>,
 }
 
 impl Partition {
-    /// Whether the members are the target and nothing is in doubt: no change is under way.
+    /// Whether the members are the target, nothing is in doubt and no cut is asked for: no change is under way.
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
         let set = |replicas: &[Replica]| replicas.iter().copied().collect::<BTreeSet<_>>();
-        self.phase == Phase::Active && self.leaving.is_empty() && set(&self.members) == set(&self.target)
+        let still = self.phase == Phase::Active && self.leaving.is_empty() && self.cut.is_none();
+        still && set(&self.members) == set(&self.target)
+    }
+
+    /// The partition that its cut will make, if it is to be cut.
+    #[must_use]
+    pub fn child(&self) -> Option<Self> {
+        let cut = self.cut.as_ref()?;
+        let span = Span { start: cut.at.clone(), end: self.span.end.clone() };
+        Some(Self {
+            id: cut.child,
+            epoch: Epoch { bounds: self.epoch.bounds + 1, members: SEED_INDEX },
+            members: cut.members.clone(),
+            target: cut.members.clone(),
+            phase: Phase::Active,
+            initializer: cut.members.first().map_or(self.initializer, |member| member.id),
+            birth: span.clone(),
+            span,
+            cut: None,
+            ..self.clone()
+        })
     }
 
     /// The replica on `node`, whether it is a member, will be one or was to be one.
@@ -188,6 +215,17 @@ impl Partition {
     pub const fn may_change(&self, members_at: u64) -> bool {
         members_at <= self.epoch.members
     }
+}
+
+/// A cut of a partition that is under way: what its log is to decide.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Cut {
+    /// First position of the child.
+    pub at: Bytes,
+    /// The child.
+    pub child: PartitionId,
+    /// Its members, on the nodes of the partition's target and in that order.
+    pub members: Vec<Replica>,
 }
 
 /// How `Span` is written; the type itself knows no encoding.
@@ -447,7 +485,8 @@ impl Map {
         let mut used = BTreeMap::new();
         for partition in self.partitions.values() {
             self.check_replicas(partition)?;
-            for replica in partition.replicas() {
+            let unborn = partition.cut.iter().flat_map(|cut| cut.members.iter().copied());
+            for replica in partition.replicas().chain(unborn) {
                 if used.insert(replica.id, partition.id).is_some() {
                     return Err(format!("{}: {} is used twice", partition.id, replica.id));
                 }

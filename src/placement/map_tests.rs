@@ -16,6 +16,8 @@ fn partition(id: u64, start: &'static str, end: Option<&'static str>) -> Partiti
         members,
         phase: Phase::Active,
         leaving: Vec::new(),
+        birth: Span::all(),
+        cut: None,
     }
 }
 

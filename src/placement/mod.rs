@@ -13,6 +13,7 @@
 
 pub mod balance;
 pub mod command;
+mod cutting;
 pub mod doctor;
 pub mod journal;
 pub mod limits;
@@ -26,7 +27,7 @@ pub mod state;
 pub use balance::Balancer;
 pub use command::{Answer, Command, CreateKeyspace, Cuts, Refusal, RegisterNode, Reply, Step};
 pub use load::{Loads, PartitionLoad};
-pub use map::{Fit, Keyspace, Map, MapDelta, Node, Partition, Phase, Standing};
+pub use map::{Cut, Fit, Keyspace, Map, MapDelta, Node, Partition, Phase, Standing};
 pub use plan::{Decision, Health, Liveness, driver_replicas, plan};
 pub use ring::{Placer, Ring};
 pub use standing::{Assessment, Blocker, assess};
@@ -37,7 +38,7 @@ use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Format of every encoding of this module, its first byte. Fields are never reordered within one format.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// Bytes that are not what they should be.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

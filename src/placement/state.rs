@@ -132,6 +132,8 @@ impl State {
                 self.set_initializer(partition, from, to, &mut change)
             }
             Command::SetStanding { node, standing } => self.set_standing(node, standing, &mut change),
+            Command::Divide { partition, bounds, at } => self.divide(partition, bounds, at, &mut change),
+            Command::Divided { partition, child } => self.divided(partition, child, &mut change),
         };
         assert!(answer.is_ok() || change.len() == 0, "a refused command changes nothing");
         if change.len() > 0 {
@@ -184,11 +186,13 @@ impl State {
             return Err(wrong("its map is not a whole one".to_owned()));
         }
         map.check().map_err(wrong)?;
-        let replicas = map.partitions().values().flat_map(Partition::replicas).map(|replica| replica.id.0);
+        let unborn = || map.partitions().values().filter_map(|partition| partition.cut.as_ref());
+        let replicas = map.partitions().values().flat_map(Partition::replicas);
+        let replicas = replicas.chain(unborn().flat_map(|cut| cut.members.iter().copied())).map(|replica| replica.id.0);
         let used = [
             (next.node, map.nodes().keys().next_back().map(|id| id.0)),
             (next.keyspace, map.keyspaces().keys().next_back().map(|id| id.0)),
-            (next.partition, map.partitions().keys().next_back().map(|id| id.0)),
+            (next.partition, map.partitions().keys().copied().chain(unborn().map(|cut| cut.child)).map(|id| id.0).max()),
             (next.replica, replicas.max()),
         ];
         if used.iter().any(|(next, used)| used.is_some_and(|used| used >= *next)) {
@@ -208,15 +212,26 @@ impl State {
         assert!(newest == 0 || newest == self.map.version(), "the history ends at the map's version");
     }
 
-    fn fresh_replica(&mut self, node: NodeId) -> Replica {
+    pub(super) fn fresh_partition(&mut self) -> PartitionId {
+        let id = PartitionId(self.next.partition);
+        self.next.partition += 1;
+        id
+    }
+
+    pub(super) fn fresh_replica(&mut self, node: NodeId) -> Replica {
         let id = ReplicaId(self.next.replica);
         self.next.replica += 1;
         Replica { id, node }
     }
 
-    fn put_partition(&mut self, partition: Partition, change: &mut Change) {
-        change.partitions.insert(partition.id);
-        self.map.put_partitions(vec![partition]);
+    pub(super) fn put_partition(&mut self, partition: Partition, change: &mut Change) {
+        self.put_partitions(vec![partition], change);
+    }
+
+    /// Puts partitions that change together.
+    pub(super) fn put_partitions(&mut self, partitions: Vec<Partition>, change: &mut Change) {
+        change.partitions.extend(partitions.iter().map(|partition| partition.id));
+        self.map.put_partitions(partitions);
     }
 
     fn put_keyspace(&mut self, keyspace: Keyspace, change: &mut Change) {
@@ -266,6 +281,8 @@ impl State {
             phase: Phase::Active,
             initializer: DRIVER_FIRST.id,
             leaving: Vec::new(),
+            birth: Span::all(),
+            cut: None,
         };
         self.put_partition(partition, change);
         let name = limits::DEFAULT_KEYSPACE.to_owned();
@@ -389,8 +406,7 @@ impl State {
         let mut placer = self.placer(avoid, Some((replicas, spans.len() as u64)));
         let mut partitions = Vec::with_capacity(spans.len());
         for span in spans {
-            let partition = PartitionId(self.next.partition);
-            self.next.partition += 1;
+            let partition = self.fresh_partition();
             let nodes = placer.place(id, partition, replicas);
             let members: Vec<Replica> = nodes.into_iter().map(|node| self.fresh_replica(node)).collect();
             change.partitions.insert(partition);
@@ -404,6 +420,8 @@ impl State {
                 members,
                 phase: Phase::Creating,
                 leaving: Vec::new(),
+                birth: span.clone(),
+                cut: None,
             });
         }
         self.map.put_partitions(partitions);
@@ -496,6 +514,9 @@ impl State {
         }
         if let Some(node) = nodes.iter().find(|node| !self.map.nodes().contains_key(node)) {
             return outdated(format!("{node} does not exist"));
+        }
+        if known.cut.is_some() {
+            return outdated("it is being cut".to_owned());
         }
         let mut partition = known.clone();
         if known.is_at_rest() {

@@ -1,12 +1,15 @@
 //! The `Admin` service: forming the cluster, its state, and keyspaces.
 
 use super::{
-    Core, explain,
+    Core,
+    exec::keyspace_unknown,
+    explain,
     topology::{keyspace_to_pb, node_to_pb, partition_to_pb, standing_to_pb, visible},
 };
 use crate::{
+    client::query,
     error::{Error, Outcome, Reason},
-    key::{DRIVER, KeyKind, Layout, NodeId, PartitionId},
+    key::{DRIVER, KeyKind, Layout, NodeId, PartitionId, position},
     node::Node,
     placement::{Assessment, Blocker, Command, CreateKeyspace, Cuts, Refusal, Reply, Standing, assess},
     proto::{status_of, v1},
@@ -115,6 +118,26 @@ impl AdminService {
             }
             other => Err(unexpected(&other)),
         }
+    }
+
+    async fn split(&self, request: v1::SplitPartitionRequest) -> Result<v1::SplitPartitionReply, Error> {
+        let node = self.node()?;
+        let map = node.routing().map();
+        let name = query::keyspace_name(&request.keyspace);
+        let keyspace = map.keyspace_by_name(name).filter(|keyspace| !keyspace.is_internal());
+        let keyspace = keyspace.ok_or_else(|| keyspace_unknown(name))?;
+        let at = (!request.at.is_empty()).then(|| position(keyspace.layout, &request.at));
+        let named = match (request.partition, &at) {
+            (0, None) => return Err(Error::field("partition", "name a partition, or a key to cut at")),
+            (0, Some(at)) => map.locate(keyspace.id, at),
+            (id, _) => map.partition(PartitionId(id)).filter(|partition| partition.keyspace == keyspace.id),
+        };
+        let id = named.map(|partition| partition.id).ok_or_else(|| {
+            let message = format!("keyspace {name:?} has no partition {}; `meridian partition list` shows them", request.partition);
+            Error::field("partition", message)
+        })?;
+        let child = node.divide(id, at, Instant::now() + DRIVER_DEADLINE).await?;
+        Ok(v1::SplitPartitionReply { partition: id.0, child: child.0 })
     }
 }
 
@@ -292,6 +315,13 @@ impl Admin for AdminService {
             failures_tolerated_eventual: keyspace.replicas - 1,
             statuses: explain::statuses(&node, keyspace.id).await,
         }))
+    }
+
+    async fn split_partition(
+        &self,
+        request: Request<v1::SplitPartitionRequest>,
+    ) -> Result<Response<v1::SplitPartitionReply>, Status> {
+        self.split(request.into_inner()).await.map(Response::new).map_err(|error| status_of(&error))
     }
 
     async fn explain_partition(

@@ -49,11 +49,13 @@ pub enum Kind {
     Load = 12,
     /// A question to the placement driver's leader about what it knows beyond its log.
     Ask = 13,
+    /// A question to a partition's leader where it would be cut.
+    Cut = 14,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Ping,
         Self::RaftAppend,
         Self::RaftVote,
@@ -67,6 +69,7 @@ impl Kind {
         Self::Leader,
         Self::Load,
         Self::Ask,
+        Self::Cut,
     ];
 
     /// Whether frames of this kind have a lane of their own, apart from all others: they may be long.

@@ -13,5 +13,6 @@ mod healing;
 mod ranges;
 mod reads;
 mod sessions;
+mod splits;
 mod support;
 mod surface;

@@ -1,0 +1,242 @@
+//! Splits, as a node takes part in them.
+//!
+//! The map asks for a cut ([`placement::Cut`]). The leader of the partition proposes it in the partition's log; every
+//! replica makes the child when it applies that entry, and this node keeps the child and opens it. The leader of the
+//! child, which was the parent's leader's neighbour from birth, tells the driver once a quorum holds the child.
+//!
+//! Invariants:
+//! * a parent takes no snapshot, and so cuts no log, before every child made here is durable;
+//! * the map names a child only after a quorum of its members holds its seed: a replica that is opened blank from then on
+//!   is never needed to know what the child was made of;
+//! * a child that an older map does not name is not taken for one that is gone.
+
+use super::{Node, PartitionMachine, machines::Born};
+use crate::{
+    env,
+    error::{Error, Outcome, Reason},
+    key::{DRIVER, NodeId, PartitionId, Replica},
+    kv,
+    placement::{self, Command, Map},
+    raft::{self, Group, Role},
+    transport::{
+        Kind,
+        endpoint::{Reply, Service},
+    },
+};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// Patience with an entry that cuts, and with one that shows that a child has a quorum.
+const ENTRY_DEADLINE: Duration = Duration::from_secs(3);
+/// Patience with the driver.
+const DRIVE_DEADLINE: Duration = Duration::from_secs(3);
+/// Patience with a partition's leader that is asked for the middle.
+const MIDDLE_DEADLINE: Duration = Duration::from_secs(2);
+/// The first leader of a child asks for votes so often, so far apart: the others are born a moment later. Then the
+/// ordinary election takes over.
+const CAMPAIGNS: u32 = 10;
+/// See [`CAMPAIGNS`].
+const CAMPAIGN_EVERY: Duration = Duration::from_millis(40);
+
+/// Says where a partition led here would be cut: its middle, or nothing.
+pub(super) struct CutService(pub(super) Weak<Node>);
+
+impl Service for CutService {
+    fn handle(&self, _from: NodeId, mut body: Bytes, reply: Reply) {
+        let Some(node) = self.0.upgrade() else { return };
+        let Ok(id) = body.try_get_u64() else { return };
+        let Some(here) = node.partition(PartitionId(id)).filter(|here| here.group().is_leader()) else { return };
+        let (bounds, middle) = here.group().read(|machine, _| (machine.store().epoch(), machine.store().middle()));
+        let mut out = BytesMut::new();
+        out.put_u64(bounds);
+        out.put(middle.unwrap_or_default());
+        reply.send(out.freeze());
+    }
+}
+
+impl Node {
+    /// Keeps and opens the children that splits have made here; false when something has to be tried again.
+    pub(super) async fn deliver(self: &Arc<Self>, map: &Map) -> bool {
+        let mut settled = true;
+        for born in self.births.take() {
+            let child = born.birth.split.child;
+            if let Err((error, born)) = self.deliver_one(map, born).await {
+                tracing::error!(partition = %child, %error, "a child could not be kept; it is tried again");
+                self.births.put_back(born);
+                settled = false;
+            }
+        }
+        settled
+    }
+
+    async fn deliver_one(self: &Arc<Self>, map: &Map, born: Born) -> Result<(), (Error, Born)> {
+        let (split, store, unborn) = born.parts();
+        let Some(me) = split.members.iter().find(|member| member.node == self.id()).copied() else { return Ok(()) };
+        if !is_expected(map, &split, me) || self.partition(split.child).is_some() || self.holds(split.child, me) {
+            return Ok(());
+        }
+        let config = kv::StoreConfig {
+            layout: store.layout(),
+            span: store.span().clone(),
+            limits: kv::SessionLimits::default(),
+        };
+        let mut machine = PartitionMachine::new(store, Arc::clone(&self.births));
+        let (id, leader) = (split.child, split.leader);
+        let found = match raft::seed(&self.raft, id, me.id, &split.members, leader, &mut machine).await {
+            Ok(found) => found,
+            Err(error) => {
+                let error = Error::new(Reason::Internal, error.to_string());
+                return Err((error, Born::of(split, machine.into_store(), unborn)));
+            }
+        };
+        drop(unborn);
+        // From here on it is opened like any other, at once or with the next map.
+        self.recovered.lock().insert((id, me.id), found);
+        match self.open_partition(id, me, config, split.map_version).await {
+            Ok(group) if leader == me.id => {
+                env::spawn(campaign(group));
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(partition = %id, %error, "a child could not be opened; it is tried again"),
+        }
+        Ok(())
+    }
+
+    /// Proposes the cut that the map asks for in the log of a partition led here.
+    pub(super) async fn propose_cut(&self, map: &Map, id: PartitionId) {
+        let (Some(partition), Some(here)) = (map.partition(id), self.partition(id)) else { return };
+        let Some(cut) = &partition.cut else { return };
+        let Some(leader) = cut.members.iter().find(|member| member.node == self.id()) else { return };
+        let split = kv::Split {
+            at: cut.at.clone(),
+            child: cut.child,
+            members: cut.members.clone(),
+            leader: leader.id,
+            map_version: map.version(),
+        };
+        let reshape = kv::Reshape {
+            epoch: partition.epoch.bounds,
+            term: here.group().leadership().term,
+            change: kv::Change::Split(Box::new(split)),
+        };
+        let deadline = Instant::now() + ENTRY_DEADLINE;
+        if let Err(error) = here.group().write(reshape.encode(), deadline).await {
+            tracing::info!(partition = %id, ?error, "a cut was not decided yet");
+            return;
+        }
+        tracing::info!(partition = %id, child = %cut.child, "cut in two");
+        // The others hear of a commit with the next entry, not before: they are to have the child now.
+        let _told_later = here.group().write(nothing(), deadline).await;
+    }
+
+    /// Tells the driver of a child that is led here, once a quorum of its members holds it.
+    pub(super) async fn report_child(&self, parent: PartitionId, child: PartitionId) {
+        let Some(here) = self.partition(child) else { return };
+        if let Err(error) = here.group().write(nothing(), Instant::now() + ENTRY_DEADLINE).await {
+            tracing::info!(partition = %child, ?error, "a child has no quorum yet");
+            return;
+        }
+        let command = Command::Divided { partition: parent, child };
+        if let Err(error) = self.drive(&command, Instant::now() + DRIVE_DEADLINE).await {
+            tracing::info!(partition = %child, %error, "a child is not reported yet");
+        }
+    }
+
+    /// The parent of a child that the map does not name yet.
+    pub(super) fn parent_of(map: &Map, child: PartitionId) -> Option<PartitionId> {
+        let is_child = |partition: &&placement::Partition| partition.cut.as_ref().is_some_and(|cut| cut.child == child);
+        map.partitions().values().find(is_child).map(|parent| parent.id)
+    }
+
+    /// Has a partition cut in two at a position, in its middle by default, and waits until the map says so. Returns the new
+    /// partition.
+    ///
+    /// # Errors
+    /// When it cannot be cut there, or that was not done in time: it may still be done then.
+    pub async fn divide(&self, id: PartitionId, at: Option<Bytes>, deadline: Instant) -> Result<PartitionId, Error> {
+        let (bounds, at) = match at {
+            Some(at) => (self.bounds_of(id)?, at),
+            None => self.middle_of(id, deadline).await?,
+        };
+        let child = match self.drive(&Command::Divide { partition: id, bounds, at }, deadline).await? {
+            placement::Reply::Dividing { child } => child,
+            other => return Err(Error::new(Reason::Internal, format!("the placement driver answered {other:?}"))),
+        };
+        loop {
+            let seen = self.routing().changes();
+            if self.routing().map().partition(child).is_some() {
+                return Ok(child);
+            }
+            timeout_at(deadline, self.routing().changed_since(seen)).await.map_err(|_elapsed| {
+                let message = format!("partition {id} is being cut, and that was not done in time; it goes on");
+                Error::new(Reason::DeadlineExceeded, message).outcome(Outcome::Unknown)
+            })?;
+        }
+    }
+
+    fn bounds_of(&self, id: PartitionId) -> Result<u64, Error> {
+        let map = self.routing().map();
+        let partition = map.partition(id).filter(|partition| partition.id != DRIVER);
+        partition.map(|partition| partition.epoch.bounds).ok_or_else(|| {
+            let message = format!("there is no partition {id}; `meridian partition list` shows all");
+            Error::field("partition", message)
+        })
+    }
+
+    /// Asks the leader for the middle of a partition, and for the epoch of its bounds.
+    async fn middle_of(&self, id: PartitionId, deadline: Instant) -> Result<(u64, Bytes), Error> {
+        self.bounds_of(id)?;
+        let mut seen = self.routing().changes();
+        loop {
+            let leader = self.routing().leader(id).map(|leader| leader.node);
+            if let Some(leader) = leader {
+                let body = Bytes::copy_from_slice(&id.0.to_be_bytes());
+                let patience = MIDDLE_DEADLINE.min(deadline.saturating_duration_since(Instant::now()));
+                let answered = self.endpoint().call(leader, Kind::Cut, body, patience).await;
+                if let Ok(mut answer) = answered
+                    && let Ok(bounds) = answer.try_get_u64()
+                {
+                    if answer.is_empty() {
+                        let message = format!("partition {id} has no two rows to cut between; name a key with --at");
+                        return Err(Error::field("at", message));
+                    }
+                    return Ok((bounds, answer));
+                }
+            }
+            if timeout_at(deadline, self.routing().changed_since(seen)).await.is_err() {
+                let members = self.routing().map().partition(id).map(|p| p.members.clone()).unwrap_or_default();
+                return Err(self.liveness().no_leader(id, &members, Some(Outcome::NotApplied)));
+            }
+            seen = self.routing().changes();
+        }
+    }
+}
+
+/// Whether a child that was just made is still what the map wants here; a map that is older than the cut cannot say.
+fn is_expected(map: &Map, split: &kv::Split, me: Replica) -> bool {
+    let named = |partition: &placement::Partition| partition.replica_on(me.node) == Some(me);
+    map.version() < split.map_version
+        || map.partition(split.child).is_some_and(named)
+        || Node::parent_of(map, split.child).is_some()
+}
+
+/// An entry that changes nothing.
+fn nothing() -> Bytes {
+    kv::Command { stamp: 0, writes: Vec::new() }.encode()
+}
+
+async fn campaign(group: Group<PartitionMachine>) {
+    let mut leadership = group.watch_leadership();
+    for _ in 0..CAMPAIGNS {
+        let led = |term| term > 0;
+        if led(leadership.borrow_and_update().term) || group.role() == Role::Stopped {
+            return;
+        }
+        group.campaign().await;
+        let _either = timeout(CAMPAIGN_EVERY, leadership.changed()).await;
+    }
+}
