@@ -28,9 +28,8 @@ impl State {
             let why = format!("decided at epoch {bounds} of its bounds, now it is {}", known.epoch.bounds);
             return Err(Refusal::StepOutdated { partition: id, why });
         }
-        let impossible = |why: &str| {
-            Err(Refusal::CutImpossible { partition: id, at: printable(&at), why: why.to_owned() })
-        };
+        let impossible =
+            |why: &str| Err(Refusal::CutImpossible { partition: id, at: printable(&at), why: why.to_owned() });
         if id == DRIVER {
             return impossible("it is the placement driver's own");
         }
@@ -55,10 +54,10 @@ impl State {
             return Ok(Reply::Dividing { child });
         }
         let known = self.map().partition(id).ok_or(Refusal::PartitionUnknown(id))?.clone();
-        let born = known.child().filter(|born| born.id == child).ok_or_else(|| Refusal::StepOutdated {
-            partition: id,
-            why: format!("it is not being cut into {child}"),
-        })?;
+        let born = known
+            .child()
+            .filter(|born| born.id == child)
+            .ok_or_else(|| Refusal::StepOutdated { partition: id, why: format!("it is not being cut into {child}") })?;
         let mut left = known;
         left.span = Span { start: left.span.start, end: Some(born.span.start.clone()) };
         left.epoch.bounds = born.epoch.bounds;

@@ -192,7 +192,10 @@ impl State {
         let used = [
             (next.node, map.nodes().keys().next_back().map(|id| id.0)),
             (next.keyspace, map.keyspaces().keys().next_back().map(|id| id.0)),
-            (next.partition, map.partitions().keys().copied().chain(unborn().map(|cut| cut.child)).map(|id| id.0).max()),
+            (
+                next.partition,
+                map.partitions().keys().copied().chain(unborn().map(|cut| cut.child)).map(|id| id.0).max(),
+            ),
             (next.replica, replicas.max()),
         ];
         if used.iter().any(|(next, used)| used.is_some_and(|used| used >= *next)) {

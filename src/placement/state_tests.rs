@@ -40,7 +40,7 @@ pub(in crate::placement) fn cluster(n: u64) -> State {
     state
 }
 
-fn changes_nothing(state: &mut State, command: Command) -> Answer {
+pub(in crate::placement) fn changes_nothing(state: &mut State, command: Command) -> Answer {
     let before = state.encode();
     let answer = state.apply(command);
     assert_eq!(state.encode(), before);

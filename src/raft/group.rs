@@ -383,7 +383,9 @@ impl<M: Machine> Group<M> {
     /// What this replica is.
     #[must_use]
     pub fn role(&self) -> Role {
-        if self.0.running.is_stopping() { Role::Stopped } else { self.0.running.metrics(|metrics| role(metrics.state)) }
+        // From where the leadership is published: whoever is told of a new leader finds it leading.
+        let state = || self.0.running.raft.server_metrics().borrow().state;
+        if self.0.running.is_stopping() { Role::Stopped } else { role(state()) }
     }
 
     /// This replica's view of the group and of itself.

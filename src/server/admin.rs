@@ -133,7 +133,10 @@ impl AdminService {
             (id, _) => map.partition(PartitionId(id)).filter(|partition| partition.keyspace == keyspace.id),
         };
         let id = named.map(|partition| partition.id).ok_or_else(|| {
-            let message = format!("keyspace {name:?} has no partition {}; `meridian partition list` shows them", request.partition);
+            let message = format!(
+                "keyspace {name:?} has no partition {}; `meridian partition list` shows them",
+                request.partition
+            );
             Error::field("partition", message)
         })?;
         let child = node.divide(id, at, Instant::now() + DRIVER_DEADLINE).await?;

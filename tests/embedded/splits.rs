@@ -35,7 +35,12 @@ async fn count_up(cluster: &Cluster, keyspace: &'static str, stop: &Arc<AtomicBo
 }
 
 /// Every scan sees every key, once and in order.
-async fn look(cluster: &Cluster, keyspace: &'static str, stop: &Arc<AtomicBool>, scans: &Arc<AtomicU64>) -> JoinSet<()> {
+async fn look(
+    cluster: &Cluster,
+    keyspace: &'static str,
+    stop: &Arc<AtomicBool>,
+    scans: &Arc<AtomicU64>,
+) -> JoinSet<()> {
     let mut kv = cluster.kv(0).await;
     let (stop, scans) = (Arc::clone(stop), Arc::clone(scans));
     let mut tasks = JoinSet::new();

@@ -67,6 +67,8 @@ pub(crate) enum Fault {
     ClockRate { target: Target, ppm: i64 },
     /// Leadership of a partition is handed on.
     Transfer { work: usize, partition: u32 },
+    /// A partition is cut in its middle.
+    Divide { work: usize, partition: u32 },
     /// A node takes snapshots of all it holds.
     Snapshot { target: Target },
     /// One more node.
@@ -98,6 +100,7 @@ impl Fault {
             Self::WallClock { .. } => "wall-clock",
             Self::ClockRate { .. } => "clock-rate",
             Self::Transfer { .. } => "transfer",
+            Self::Divide { .. } => "divide",
             Self::Snapshot { .. } => "snapshot",
             Self::Join => "join",
             Self::Keyspace { .. } => "keyspace",

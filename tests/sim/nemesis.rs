@@ -220,6 +220,7 @@ impl Nemesis {
                 Active { rates: vec![n], ..hit(n) }
             }
             Fault::Transfer { work, partition } => hit(self.transfer(*work, *partition)?),
+            Fault::Divide { work, partition } => hit(self.divide(*work, *partition)?),
             Fault::Snapshot { target } => hit(self.snapshot(target)?),
             Fault::Join => self.join()?,
             Fault::Keyspace { name, hashed, partitions } => {
@@ -435,6 +436,23 @@ impl Nemesis {
             })
         });
         Some(leader)
+    }
+
+    /// Has a partition cut in two, which may be in vain; returns the node that was asked.
+    fn divide(&self, work: usize, partition: u32) -> Option<u64> {
+        let world = self.0.world.clone();
+        let id = self.partition(work, partition)?;
+        let n = *world.awake().first()?;
+        let life = world.life(n)?;
+        let scope = Arc::clone(&life.scope);
+        scope.enter(|| {
+            spawn(async move {
+                if life.node.divide(id, None, Instant::now() + DRIVE_DEADLINE).await.is_ok() {
+                    world.count("divided");
+                }
+            })
+        });
+        Some(n)
     }
 
     fn snapshot(&self, target: &Target) -> Option<u64> {
