@@ -274,16 +274,6 @@ pub enum Refusal {
         /// What is wrong.
         why: String,
     },
-    /// A partition cannot be cut here.
-    #[error("{partition} cannot be cut at {at}: {why}")]
-    CutImpossible {
-        /// The partition.
-        partition: PartitionId,
-        /// Where, for people.
-        at: String,
-        /// What is wrong.
-        why: String,
-    },
     /// What the step was decided on has changed since: plan again.
     #[error("{partition}: {why}")]
     StepOutdated {
@@ -315,6 +305,16 @@ pub enum Refusal {
     /// Every node is draining, leaving or gone.
     #[error("no node takes replicas: all are draining, leaving or gone; start another, or run `meridian node resume`")]
     NoNodeForReplicas,
+    /// A partition cannot be cut here.
+    #[error("{partition} cannot be cut at {at}: {why}")]
+    CutImpossible {
+        /// The partition.
+        partition: PartitionId,
+        /// Where, for people.
+        at: String,
+        /// What is wrong.
+        why: String,
+    },
 }
 
 /// A request field that can be wrong in itself.

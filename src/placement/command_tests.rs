@@ -43,21 +43,25 @@ fn commands() -> Vec<Command> {
         Command::Step(target),
         Command::Step(Step::SetInitializer { partition, from: ReplicaId(8), to: ReplicaId(9) }),
         Command::SetStanding { node: NodeId(4), standing: Standing::Leaving },
+        Command::Divide { partition: PartitionId(3), bounds: 2, at: Bytes::from_static(b"m") },
+        Command::Divided { partition: PartitionId(3), child: PartitionId(9) },
     ]
 }
 
 #[test]
 fn command_bytes_are_golden_and_come_back() {
     let golden = [
-        "0100026331026331017503683a31017adc0b01ac020103",
-        "0101026331017503683a31017adc0b01ac0201",
-        "0102026b7301e807010300080102",
-        "0102026b730000030101016d0102",
-        "0103026b73",
-        "01040709010804",
-        "010500070102020405",
-        "010501070809",
-        "01060403",
+        "0200026331026331017503683a31017adc0b01ac020103",
+        "0201026331017503683a31017adc0b01ac0201",
+        "0202026b7301e807010300080102",
+        "0202026b730000030101016d0102",
+        "0203026b73",
+        "02040709010804",
+        "020500070102020405",
+        "020501070809",
+        "02060403",
+        "02070302016d",
+        "02080309",
     ];
     let bytes: Vec<Bytes> = commands().iter().map(Command::encode).collect();
     assert_eq!(bytes.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>(), golden);
@@ -109,32 +113,34 @@ fn answer_bytes_are_golden_and_come_back() {
         Reply::Reported { changed: true },
         Reply::Stepped,
         Reply::StandingSet { standing: Standing::Draining, changed: true },
+        Reply::Dividing { child: PartitionId(9) },
     ];
     let answers: Vec<Answer> =
         replies.into_iter().map(Ok).chain(refusals().into_iter().map(|(refusal, _)| Err(refusal))).collect();
     let golden = [
-        "010000016301",
-        "0100010500",
-        "01000202026b730000030801010177",
-        "01000301",
-        "01000401",
-        "010005",
-        "0100060201",
-        "010100",
-        "0101010377687903776879",
-        "010102037768790103776879",
-        "0101030377687905",
-        "0101040803776879",
-        "01010503776879",
-        "0101060377687903776879",
-        "0101070377687905",
-        "01010807",
-        "0101090703776879",
-        "01010a0703776879",
-        "01010b05",
-        "01010c05",
-        "01010d05000303776879",
-        "01010e",
+        "020000016301",
+        "0200010500",
+        "02000202026b730000030801010177",
+        "02000301",
+        "02000401",
+        "020005",
+        "0200060201",
+        "02000709",
+        "020100",
+        "0201010377687903776879",
+        "020102037768790103776879",
+        "0201030377687905",
+        "0201040803776879",
+        "02010503776879",
+        "0201060377687903776879",
+        "0201070377687905",
+        "02010807",
+        "0201090703776879",
+        "02010a0703776879",
+        "02010b05",
+        "02010c05",
+        "02010d05000303776879",
+        "02010e",
     ];
     let bytes: Vec<Bytes> = answers.iter().map(encode_answer).collect();
     assert_eq!(bytes.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>(), golden);

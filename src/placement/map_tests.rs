@@ -172,12 +172,13 @@ fn a_map_survives_its_bytes() {
 fn delta_bytes_are_golden() {
     let delta = MapDelta { keyspaces_removed: vec![K], partitions_removed: vec![PartitionId(300)], ..change(4, 5) };
     let full = map().full();
-    assert_eq!(hex(&delta.encode()), "010163010405000000010301ac02");
+    assert_eq!(hex(&delta.encode()), "020163010405000000010301ac02");
     assert_eq!(
         hex(&full.encode()),
         [
-            "01016300040101017503683a31017ae80700000103057573657273000001030103000101640102010a01",
-            "010a01010a000203016401016d01020114010114010114000303016d000102011e01011e01011e000000"
+            "02016300040101017503683a31017ae80700000103057573657273000001030103000101640102010a01",
+            "010a01010a000000000203016401016d01020114010114010114000000000303016d000102011e01011e",
+            "01011e000000000000",
         ]
         .concat()
     );
