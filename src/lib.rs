@@ -60,6 +60,15 @@
 //! a group brings its members to the map's target by itself and reports what they have become: a group's own log is the
 //! truth about its members. Leaders are soft state: each node tells the others what it leads.
 //!
+//! # Splits
+//!
+//! The map asks for a cut ([`placement::Cut`]: where, and the ids of the child); the leader proposes it as an entry of the
+//! partition's log ([`kv::Reshape`]), which names the epoch and the term that it was decided in; every replica cuts its own
+//! rows and makes the same child. A node keeps the child's seed ([`raft::seed()`]) before the parent may take a snapshot,
+//! without which its log, which could make the child again, is not cut. The child's leader reports it once a quorum holds
+//! it; only then does the map name it, so that nobody who opens a blank replica of it is ever needed to know its rows. Its
+//! hosts do not take it for a partition that is gone before their map is as new as the cut.
+//!
 //! # Invariants
 //!
 //! 1. At any time at most one group may acknowledge a write for a key.
