@@ -65,7 +65,8 @@ impl Node {
         while group.is_leader() && Instant::now() < deadline {
             let Some(to) = self.successor(&self.routing().map(), &group.status()) else { return };
             match group.transfer(to.id).await {
-                Ok(()) => break,
+                // Or somebody asked before: then it is under way.
+                Ok(()) | Err(MembersError::NotLeader { .. }) => break,
                 // It lacks entries yet.
                 Err(MembersError::Refused(_)) => sleep(ASK_EVERY).await,
                 Err(_) => return,
