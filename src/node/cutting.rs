@@ -158,13 +158,23 @@ impl Node {
     /// # Errors
     /// When it cannot be cut there, or that was not done in time: it may still be done then.
     pub async fn divide(&self, id: PartitionId, at: Option<Bytes>, deadline: Instant) -> Result<PartitionId, Error> {
-        let (bounds, at) = match at {
-            Some(at) => (self.bounds_of(id)?, at),
-            None => self.middle_of(id, deadline).await?,
-        };
-        let child = match self.drive(&Command::Divide { partition: id, bounds, at }, deadline).await? {
-            placement::Reply::Dividing { child } => child,
-            other => return Err(Error::new(Reason::Internal, format!("the placement driver answered {other:?}"))),
+        let child = loop {
+            let seen = self.routing().changes();
+            let (bounds, at) = match &at {
+                Some(at) => (self.bounds_of(id)?, at.clone()),
+                None => self.middle_of(id, deadline).await?,
+            };
+            match self.drive(&Command::Divide { partition: id, bounds, at }, deadline).await {
+                Ok(placement::Reply::Dividing { child }) => break child,
+                Ok(other) => {
+                    return Err(Error::new(Reason::Internal, format!("the placement driver answered {other:?}")));
+                }
+                // It is changing in another way, or this map is old: what comes next may be cut.
+                Err(error) if error.reason == Reason::WrongPartition => {
+                    timeout_at(deadline, self.routing().changed_since(seen)).await.map_err(|_elapsed| error)?;
+                }
+                Err(error) => return Err(error),
+            }
         };
         loop {
             let seen = self.routing().changes();
