@@ -310,16 +310,16 @@ async fn ask(world: &World, n: u64, op: Op) -> Result<(), String> {
     }
 }
 
-/// Whoever answered for a key owned it.
+/// Whoever answered for a key has owned it: it does, or did before it was cut.
 fn owned(map: &meridian::placement::Map, work: &Work, events: &[Event], failures: &Failures) {
     let Some(space) = map.keyspace_by_name(work.keyspace()) else { return };
     for event in events.iter().filter(|event| event.kind == Kind::Ok && event.process != Process::Nemesis) {
         let part = event.srv.as_ref().and_then(|srv| srv.part);
         let (Some(key), Some(part)) = (&event.key, part) else { continue };
-        let owner = map.locate(space.id, &position(space.layout, &key.clone().into()));
-        if owner.is_none_or(|owner| owner.id.0 != part) {
-            let what =
-                format!("{part} answered for {key}, which {:?} owns: event {}", owner.map(|p| p.id), event.index);
+        let position = position(space.layout, &key.clone().into());
+        let answered = map.partition(PartitionId(part)).filter(|p| p.keyspace == space.id);
+        if !answered.is_some_and(|partition| partition.birth.contains(&position)) {
+            let what = format!("{part} answered for {key}, which it never owned: event {}", event.index);
             failures.add(Failure::new("not-the-owner", what));
         }
     }
