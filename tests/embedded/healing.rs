@@ -90,8 +90,11 @@ async fn replicas_of_a_dead_node_are_built_anew_and_it_gives_them_up_when_it_is_
     let partition = cluster.led("rows").await;
     let dead = cluster.index_of(partition.leader);
     let id = cluster.id_of(dead);
-    let lost = cluster.dev.node(dead).unwrap().node().unwrap().partition(PartitionId(partition.id)).unwrap();
-    let lost = lost.group().replica();
+    // Nothing of it is held on to: its next life needs the log.
+    let lost = {
+        let node = cluster.dev.node(dead).unwrap().node().unwrap();
+        node.partition(PartitionId(partition.id)).unwrap().group().replica()
+    };
     let died = Instant::now();
     cluster.dev.kill(dead);
     eventually("replicas elsewhere", async || {

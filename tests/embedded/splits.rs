@@ -72,12 +72,12 @@ async fn cut_under_load(layout: v1::Layout, keyspace: &'static str) {
     let mut looking = look(&cluster, keyspace, &stop, &scans).await;
     let mut admin = cluster.admin(1).await;
     for n in 0..CUTS {
-        // The widest first: always the one with the most rows would need a look at them.
-        let partitions = cluster.partitions(keyspace).await;
-        let partition = partitions[n % partitions.len()].id;
-        let request = v1::SplitPartitionRequest { keyspace: keyspace.into(), partition, at: Bytes::new() };
+        // The first in its middle, the others at a key.
+        let partition = if n == 0 { cluster.partitions(keyspace).await[0].id } else { 0 };
+        let at = if n == 0 { Bytes::new() } else { key(n as u64 * 5 + 3).into() };
+        let request = v1::SplitPartitionRequest { keyspace: keyspace.into(), partition, at };
         let reply = admin.split_partition(request).await.unwrap().into_inner();
-        assert_eq!(reply.partition, partition);
+        assert!(reply.partition == partition || partition == 0);
     }
     stop.store(true, Ordering::Relaxed);
     let mut wanted = 0;
