@@ -9,7 +9,7 @@
 //! changed lately.
 //!
 //! Invariants:
-//! * only partitions at rest whose members all live are touched, so no step lowers a live quorum ([`set_target`]);
+//! * only partitions at rest whose members all live are touched, so no step lowers a live quorum (`set_target`);
 //! * a step never spreads a partition over fewer zones;
 //! * a step leaves the node that gets at least [`GAIN_MIN`] below what the node that gives had: the sum of squares
 //!   falls with every step, so that the same loads bring it to rest;
