@@ -165,9 +165,12 @@ impl Script<'_> {
     }
 }
 
+/// Whether the process lives. What has ended and was not waited for yet does not; what is only now becoming its program,
+/// and has no command line for a moment, does.
 fn runs(pid: &str) -> bool {
-    Path::new("/proc").join(pid).join("cmdline").exists()
-        && fs::read(Path::new("/proc").join(pid).join("cmdline")).is_ok_and(|line| !line.is_empty())
+    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !"ZX".contains(state))
 }
 
 #[test]
