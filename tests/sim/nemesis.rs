@@ -15,7 +15,7 @@ use meridian::{
     key::{DRIVER, KeyKind, Layout, NodeId, PartitionId},
     log::memory::{FailedSync, Lose, SyncTime},
     placement::{Command, CreateKeyspace, Cuts, Reply},
-    proof::recorder::Recorder,
+    proof::{recorder::Recorder, workload::Workload},
     transport::memory::Shape,
 };
 use serde_json::json;
@@ -438,8 +438,12 @@ impl Nemesis {
         Some(leader)
     }
 
-    /// Has a partition cut in two, which may be in vain; returns the node that was asked.
+    /// Has a partition cut in two, which may be in vain; returns the node that was asked. Not a bank's: its batches, and scans
+    /// of one moment, are promised within a partition only.
     fn divide(&self, work: usize, partition: u32) -> Option<u64> {
+        if self.0.plan.workloads.get(work)?.workload == Workload::Bank {
+            return None;
+        }
         let world = self.0.world.clone();
         let id = self.partition(work, partition)?;
         let n = *world.awake().first()?;
