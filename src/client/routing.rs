@@ -109,7 +109,10 @@ impl Routing {
     }
 
     fn put(&self, map: Arc<Map>) {
-        self.leaders.write().retain(|partition, _| map.partition(*partition).is_some());
+        // Who leads a partition may be heard before a map names it: a child's leader knows that it leads before anybody.
+        let held = self.look();
+        self.leaders.write().retain(|id, _| map.partition(*id).is_some() || held.partition(*id).is_none());
+        drop(held);
         self.map.store(map);
         self.tell();
     }
@@ -318,6 +321,19 @@ mod tests {
         assert!(!routing.learn(&hint(9, 5)), "it is no member any more");
         assert_eq!(routing.leader(PartitionId(1)), Some(Leader { node: NodeId(2), term: 5 }));
         assert!(routing.learn(&hint(1, 6)));
+    }
+
+    #[test]
+    fn a_leader_heard_of_before_the_map_is_kept_and_one_of_a_partition_that_is_gone_is_not() {
+        let routing = Routing::new();
+        let _ = routing.apply_update(update(1, &[(2, "", "")]), 0);
+        assert!(routing.learn(&hint(7, 1)), "of a partition that no map has named yet");
+        let _ = routing.apply_update(update(2, &[(2, "", "")]), 0);
+        assert_eq!(routing.leader(PartitionId(1)).unwrap().node, NodeId(7));
+        let _ = routing.apply_update(update(3, &[(2, "", "m"), (1, "m", "")]), 0);
+        assert_eq!(routing.leader(PartitionId(1)).unwrap().node, NodeId(7));
+        let _ = routing.apply_update(update(4, &[(2, "", "")]), 0);
+        assert_eq!(routing.leader(PartitionId(1)), None);
     }
 
     #[test]
