@@ -56,7 +56,8 @@ impl Coverage {
         for name in ["leader-changes", "snapshot-installs", "follower-reads", "repeated"] {
             want(name, self.seeds);
         }
-        for name in ["joined", "refused-to-start", "ended-by-disk", "keyspaces-created", "keyspaces-dropped"] {
+        for name in ["joined", "refused-to-start", "ended-by-disk", "keyspaces-created", "keyspaces-dropped", "divided"]
+        {
             want(name, 1);
         }
         for f in ["write", "cas", "delete", "incr", "batch"] {

@@ -274,7 +274,7 @@ fn timeline(seed: u64, nodes: u64, workloads: &[Work], chaos_ms: u64) -> Vec<Pla
 }
 
 /// Kinds of faults, as [`Fault::kind`] names them.
-pub(crate) const KINDS: [&str; 22] = [
+pub(crate) const KINDS: [&str; 23] = [
     "crash",
     "power-loss",
     "pause",
@@ -294,6 +294,7 @@ pub(crate) const KINDS: [&str; 22] = [
     "wall-clock",
     "clock-rate",
     "transfer",
+    "divide",
     "snapshot",
     "join",
     "keyspace",
