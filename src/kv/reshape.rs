@@ -16,7 +16,7 @@ use super::bounds::Bounds;
 use super::codec::{DecodeError, Reader, Sink, put_bytes, put_u64, put_varint};
 use super::snapshot::Restore;
 use super::store::Store;
-use crate::key::{NodeId, PartitionId, Replica, ReplicaId, SEED_INDEX, Span, position};
+use crate::key::{Layout, NodeId, PartitionId, Replica, ReplicaId, SEED_INDEX, Span, position_of_token, token};
 use bytes::Bytes;
 
 /// First byte of an encoded change, which no encoded [`super::Command`] begins with.
@@ -244,25 +244,26 @@ impl Store {
     /// row that outweighs all others at the front.
     #[must_use]
     pub fn middle(&self) -> Option<Bytes> {
-        let layout = self.layout();
-        let mut rows: Vec<(Bytes, u64)> = self
-            .table()
-            .range(&Span::all())
-            .map(|(key, row)| {
-                let key = Bytes::copy_from_slice(key);
-                let bytes = (key.len() + row.value.len()) as u64;
-                (position(layout, &key), bytes)
-            })
-            .collect();
-        rows.sort_unstable();
-        let half = rows.iter().map(|(_, bytes)| bytes).sum::<u64>() / 2;
+        let (start, half) = (self.span().start.as_ref(), self.bytes() / 2);
         let mut before = 0;
-        let (at, _) = rows.into_iter().find(|(at, bytes)| {
-            let enough = before >= half && *at > self.span().start;
+        let mut is_middle = |at: &[u8], bytes: u64| {
+            let enough = before >= half && at > start;
             before += bytes;
             enough
-        })?;
-        Some(at)
+        };
+        let everything = Span::all();
+        let mut rows = self.table().range(&everything).map(|(key, row)| (key, (key.len() + row.value.len()) as u64));
+        match self.layout() {
+            Layout::Ordered => {
+                rows.find(|(key, bytes)| is_middle(key, *bytes)).map(|(key, _)| Bytes::copy_from_slice(key))
+            }
+            Layout::Hashed => {
+                let mut tokens: Vec<(u64, u64)> = rows.map(|(key, bytes)| (token(key), bytes)).collect();
+                tokens.sort_unstable();
+                let mut positions = tokens.into_iter().map(|(token, bytes)| (position_of_token(token), bytes));
+                positions.find(|(at, bytes)| is_middle(at, *bytes)).map(|(at, _)| at)
+            }
+        }
     }
 }
 

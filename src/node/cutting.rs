@@ -2,7 +2,7 @@
 //!
 //! The map asks for a cut ([`placement::Cut`]). The leader of the partition proposes it in the partition's log; every
 //! replica makes the child when it applies that entry, and this node keeps the child and opens it. The leader of the
-//! child, which was the parent's leader's neighbour from birth, tells the driver once a quorum holds the child.
+//! child, at first on the node of the parent's, tells the driver once a quorum holds the child.
 //!
 //! Invariants:
 //! * a parent takes no snapshot, and so cuts no log, before every child made here is durable;
@@ -50,11 +50,14 @@ impl Service for CutService {
         let Some(node) = self.0.upgrade() else { return };
         let Ok(id) = body.try_get_u64() else { return };
         let Some(here) = node.partition(PartitionId(id)).filter(|here| here.group().is_leader()) else { return };
-        let (bounds, middle) = here.group().read(|machine, _| (machine.store().epoch(), machine.store().middle()));
-        let mut out = BytesMut::new();
-        out.put_u64(bounds);
-        out.put(middle.unwrap_or_default());
-        reply.send(out.freeze());
+        // Apart from the frames that come behind: it looks at every row.
+        env::spawn(async move {
+            let (bounds, middle) = here.group().read(|machine, _| (machine.store().epoch(), machine.store().middle()));
+            let mut out = BytesMut::new();
+            out.put_u64(bounds);
+            out.put(middle.unwrap_or_default());
+            reply.send(out.freeze());
+        });
     }
 }
 
@@ -74,7 +77,7 @@ impl Node {
     }
 
     async fn deliver_one(self: &Arc<Self>, map: &Map, born: Born) -> Result<(), (Error, Born)> {
-        let (split, store, unborn) = born.parts();
+        let Born { birth: kv::Birth { split, store }, unborn } = born;
         let Some(me) = split.members.iter().find(|member| member.node == self.id()).copied() else { return Ok(()) };
         if !is_expected(map, &split, me) || self.partition(split.child).is_some() || self.holds(split.child, me) {
             return Ok(());
@@ -90,7 +93,8 @@ impl Node {
             Ok(found) => found,
             Err(error) => {
                 let error = Error::new(Reason::Internal, error.to_string());
-                return Err((error, Born::of(split, machine.into_store(), unborn)));
+                let birth = kv::Birth { split, store: machine.into_store() };
+                return Err((error, Born { birth, unborn }));
             }
         };
         drop(unborn);
@@ -242,8 +246,8 @@ fn nothing() -> Bytes {
 async fn campaign(group: Group<PartitionMachine>) {
     let mut leadership = group.watch_leadership();
     for _ in 0..CAMPAIGNS {
-        let led = |term| term > 0;
-        if led(leadership.borrow_and_update().term) || group.role() == Role::Stopped {
+        // The term of the seed is that of no election.
+        if leadership.borrow_and_update().term > 0 || group.role() == Role::Stopped {
             return;
         }
         group.campaign().await;

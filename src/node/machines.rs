@@ -21,19 +21,7 @@ pub struct Births {
 #[derive(Debug)]
 pub(super) struct Born {
     pub(super) birth: kv::Birth,
-    unborn: Arc<()>,
-}
-
-impl Born {
-    /// Makes the child durable with `keep`, which gives the store back if it could not.
-    pub(super) fn parts(self) -> (kv::Split, kv::Store, Arc<()>) {
-        (self.birth.split, self.birth.store, self.unborn)
-    }
-
-    /// The same again.
-    pub(super) const fn of(split: kv::Split, store: kv::Store, unborn: Arc<()>) -> Self {
-        Self { birth: kv::Birth { split, store }, unborn }
-    }
+    pub(super) unborn: Arc<()>,
 }
 
 impl Births {
@@ -212,5 +200,34 @@ impl Restorer<DriverMachine> for DriverRestorer {
         let state = placement::State::decode(&self.bytes).map_err(|error| error.to_string())?;
         self.changed.notify_one();
         Ok(DriverMachine { state, changed: self.changed, frozen: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::{Layout, NodeId, PartitionId, Replica, ReplicaId, Span};
+
+    #[test]
+    fn a_partition_takes_no_snapshot_before_its_child_is_durable() {
+        let births = Births::new(Arc::default());
+        let (layout, limits) = (Layout::Ordered, kv::SessionLimits::default());
+        let store = kv::Store::new(kv::StoreConfig { layout, span: Span::all(), limits });
+        let mut machine = PartitionMachine::new(store, Arc::clone(&births));
+        let split = kv::Split {
+            at: Bytes::from_static(b"m"),
+            child: PartitionId(2),
+            members: vec![Replica { id: ReplicaId(9), node: NodeId(1) }],
+            leader: ReplicaId(9),
+            map_version: 3,
+        };
+        let reshape = kv::Reshape { epoch: 1, term: 4, change: kv::Change::Split(Box::new(split)) };
+        assert!(machine.may_freeze());
+        machine.apply(LogPosition { index: 1, term: 4 }, reshape.encode());
+        assert!(!machine.may_freeze(), "the log can still make the child again, and has to");
+        let born = births.take();
+        assert!(!machine.may_freeze(), "it is being kept");
+        drop(born);
+        assert!(machine.may_freeze());
     }
 }

@@ -49,9 +49,9 @@ pub async fn seed<M: Machine>(
     let meta = SnapshotMeta { last_log_id: Some(at), last_membership: StoredMembership::new(Some(at), membership) };
     let vault = Vault::new(group, replica, Arc::clone(&hub.snapshots));
     machine.freeze();
-    let chunks = std::iter::from_fn(|| machine.freeze_next(CHUNK_BYTES)).collect();
+    let kept = vault.keep(std::iter::from_fn(|| machine.freeze_next(CHUNK_BYTES)), &meta).await;
     machine.thaw();
-    vault.keep(chunks, &meta).await?;
+    kept?;
     let vote = codec::store_vote(&Vote::new_committed(SEED_TERM, leader.0));
     let marker = codec::store_log_id(&at);
     let (durable, kept) = oneshot::channel();

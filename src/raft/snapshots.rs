@@ -149,11 +149,11 @@ impl Vault {
         .await
     }
 
-    /// Stores a snapshot made of these chunks of a machine.
+    /// Stores a snapshot made of these chunks of a machine, each asked for when the one before is written.
     ///
     /// # Errors
     /// When the store could not.
-    pub(super) async fn keep(&self, chunks: Vec<Bytes>, meta: &SnapshotMeta) -> io::Result<()> {
+    pub(super) async fn keep(&self, chunks: impl Iterator<Item = Bytes> + Send, meta: &SnapshotMeta) -> io::Result<()> {
         let mut writer = self.create().await?;
         for chunk in chunks {
             writer = self.write(writer, framed(chunk)).await?;

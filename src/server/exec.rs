@@ -238,9 +238,13 @@ impl Call<'_> {
             keys_only: scan.keys_only,
             count_only: false,
         };
-        let bytes = |page: &kv::Page| page.rows.iter().map(|(key, row)| key.len() as u64 + value_bytes(row)).sum();
-        let (page, mut read) = self.at(&point, |store| store.scan(&spec), bytes)?;
-        read.scan = Some(v1::ScanCost { rows: page.rows.len() as u64, bytes: bytes(&page), ..Default::default() });
+        let mut bytes = 0;
+        let measure = |page: &kv::Page| {
+            bytes = page.rows.iter().map(|(key, row)| key.len() as u64 + value_bytes(row)).sum();
+            bytes
+        };
+        let (page, mut read) = self.at(&point, |store| store.scan(&spec), measure)?;
+        read.scan = Some(v1::ScanCost { rows: page.rows.len() as u64, bytes, ..Default::default() });
         metrics::counter!(telemetry::SCAN_ROWS_RETURNED_TOTAL).increment(page.rows.len() as u64);
         let rows = page.rows.into_iter().map(|(key, row)| v1::Row { key, value: row.value, version: row.version });
         Ok(v1::ScanReply {
