@@ -95,7 +95,7 @@ pub struct Node {
     kept: watch::Sender<u64>,
     keep_map: KeepMap,
     down_after: Duration,
-    stewarding: Notify,
+    stewarding: Arc<Notify>,
     observed: Mutex<observed::Observed>,
     /// It is about to stop and leads nothing any more if it can help it.
     retiring: AtomicBool,
@@ -124,7 +124,7 @@ impl Node {
             kept,
             keep_map: parts.keep_map,
             down_after: parts.down_after,
-            stewarding: Notify::new(),
+            stewarding: Arc::default(),
             observed: Mutex::default(),
             retiring: AtomicBool::new(false),
             stopping: AtomicBool::new(false),

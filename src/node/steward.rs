@@ -14,8 +14,9 @@ use crate::{
     },
 };
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -29,6 +30,8 @@ const MEMBERS_DEADLINE: Duration = Duration::from_secs(30);
 const REPORT_DEADLINE: Duration = Duration::from_secs(3);
 /// Groups whose members are changed at the same time by one node.
 const CHANGES_AT_ONCE: usize = 4;
+/// Groups for which anything else is done at the same time by one node.
+const JOBS_AT_ONCE: usize = 64;
 /// Every so many pings a node also repeats which partitions it leads, in case a notice was lost.
 const NOTICE_EVERY_PINGS: u64 = 20;
 /// Partitions named in one notice.
@@ -103,24 +106,72 @@ pub(super) async fn ping(node: Weak<Node>) {
     }
 }
 
-/// Brings led groups to their targets and reports them.
+/// Brings led groups to their targets and reports them. One that takes long, as its new member is out of contact, keeps
+/// none of the others waiting.
 pub(super) async fn run(node: Weak<Node>) {
+    let mut jobs = FuturesUnordered::new();
+    let mut under_way = UnderWay::default();
     loop {
         let Some(this) = node.upgrade() else { return };
-        let odds = this.at_odds();
-        let idle = odds.is_empty();
-        let jobs = odds.into_iter().map(|id| this.settle(id));
-        futures_util::StreamExt::collect::<Vec<()>>(futures_util::StreamExt::buffer_unordered(
-            futures_util::stream::iter(jobs),
-            CHANGES_AT_ONCE,
-        ))
-        .await;
-        let notified = this.stewarding.notified();
-        if idle {
-            notified.await;
-        } else {
-            let _either = timeout(STEWARD_EVERY, notified).await;
+        for id in under_way.admit(this.at_odds()) {
+            let this = Arc::clone(&this);
+            jobs.push(async move {
+                this.settle(id).await;
+                id
+            });
         }
+        let stewarding = Arc::clone(&this.stewarding);
+        drop(this);
+        let idle = jobs.is_empty();
+        let mut again = std::pin::pin!(async {
+            let notified = stewarding.notified();
+            if idle {
+                notified.await;
+            } else {
+                let _either = timeout(STEWARD_EVERY, notified).await;
+            }
+        });
+        // What has ended without success is not begun again at once.
+        loop {
+            tokio::select! {
+                biased;
+                Some(id) = jobs.next(), if !jobs.is_empty() => under_way.end(id),
+                () = &mut again => break,
+            }
+        }
+    }
+}
+
+/// Which groups are being seen to.
+#[derive(Debug, Default)]
+struct UnderWay {
+    /// With true, their members are being changed.
+    groups: BTreeMap<PartitionId, bool>,
+    /// The last one begun: the next round begins behind it, so that those that fail again and again give way.
+    last: PartitionId,
+}
+
+impl UnderWay {
+    /// Which of these to begin with now; with true, a change of members.
+    fn admit(&mut self, mut odds: Vec<(PartitionId, bool)>) -> Vec<PartitionId> {
+        let last = self.last;
+        odds.sort_by_key(|(id, _)| (*id <= last, *id));
+        let mut begun = Vec::new();
+        for (id, changes) in odds {
+            let most = if changes { CHANGES_AT_ONCE } else { JOBS_AT_ONCE };
+            let same_kind = self.groups.values().filter(|other| **other == changes).count();
+            if same_kind >= most || self.groups.contains_key(&id) {
+                continue;
+            }
+            self.groups.insert(id, changes);
+            self.last = id;
+            begun.push(id);
+        }
+        begun
+    }
+
+    fn end(&mut self, id: PartitionId) {
+        self.groups.remove(&id);
     }
 }
 
@@ -181,13 +232,13 @@ impl Node {
         }
     }
 
-    /// Led groups that differ from the map.
-    fn at_odds(&self) -> Vec<PartitionId> {
+    /// Led groups that differ from the map; with true, their members have to be changed.
+    fn at_odds(&self) -> Vec<(PartitionId, bool)> {
         let map = self.routing.map();
         let mut ids: Vec<_> = self.partitions().iter().map(|partition| partition.id).collect();
         ids.push(DRIVER);
-        ids.retain(|id| self.odds(&map, *id).is_some());
-        ids
+        let odds = |id| Some((id, matches!(self.odds(&map, id)?, Odds::Members(..))));
+        ids.into_iter().filter_map(odds).collect()
     }
 
     fn odds(&self, map: &Map, id: PartitionId) -> Option<Odds> {
@@ -295,5 +346,31 @@ impl Node {
         let health = self.health();
         metrics::gauge!(telemetry::PARTITIONS_LEADERLESS).set(health.leaderless.len() as f64);
         metrics::gauge!(telemetry::PARTITIONS_UNDERREPLICATED).set(health.underreplicated.len() as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_long_or_fails_again_and_again_keeps_nothing_waiting() {
+        let mut under_way = UnderWay::default();
+        let ids = |ids: &[u64]| ids.iter().map(|id| PartitionId(*id)).collect::<Vec<_>>();
+        let changes = |ids: &[u64]| ids.iter().map(|id| (PartitionId(*id), true)).collect::<Vec<_>>();
+        let all = [1, 2, 3, 4, 5, 6];
+        assert_eq!(under_way.admit(changes(&all)), ids(&[1, 2, 3, 4]), "so many at once");
+        let mut odds = changes(&all);
+        odds.push((PartitionId(7), false));
+        assert_eq!(under_way.admit(odds), ids(&[7]), "a report waits for no change of members");
+        under_way.end(PartitionId(1));
+        under_way.end(PartitionId(7));
+        assert_eq!(under_way.admit(changes(&all)), ids(&[1]), "after 7 comes 1 again");
+        under_way.end(PartitionId(1));
+        assert_eq!(under_way.admit(changes(&all)), ids(&[5]), "not the one that has just failed");
+        for id in 2..=5 {
+            under_way.end(PartitionId(id));
+        }
+        assert_eq!(under_way.admit(changes(&all)), ids(&[6, 1, 2, 3]));
     }
 }
