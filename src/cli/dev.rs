@@ -29,6 +29,9 @@ pub struct Dev {
     /// Silence after which a node's replicas are built anew on others
     #[arg(long, default_value = "5m", value_name = "DURATION", value_parser = super::units::duration_ms)]
     down_after: u64,
+    /// Bytes of rows from which on a partition is cut in two
+    #[arg(long, default_value = "64MiB", value_name = "BYTES", value_parser = super::units::bytes)]
+    split_bytes: u64,
     /// Show a short tour and exit
     #[arg(long)]
     demo: bool,
@@ -47,7 +50,8 @@ pub async fn run(args: Dev, output: &mut Output) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let base_port = args.base_port.unwrap_or(if args.demo { 0 } else { PORT_DEFAULT });
     telemetry::install_logs(&args.log, LogFormat::Text);
-    let template = NodeConfig { down_after_ms: args.down_after, ..NodeConfig::default() };
+    let (down_after_ms, split_bytes) = (args.down_after, args.split_bytes);
+    let template = NodeConfig { down_after_ms, split_bytes, ..NodeConfig::default() };
     let config = DevConfig { nodes: args.nodes.into(), base_port, data: args.data, template, ..DevConfig::default() };
     let mut cluster = DevCluster::start(config).await?;
     announce(&cluster, began, output)?;

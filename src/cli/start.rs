@@ -50,6 +50,9 @@ pub struct Start {
     /// Silence after which a node's replicas are built anew on others; the same on every node [default: 5m]
     #[arg(long, value_name = "DURATION")]
     down_after: Option<String>,
+    /// Bytes of rows from which on a partition is cut in two; the same on every node [default: 64MiB]
+    #[arg(long, value_name = "BYTES")]
+    split_bytes: Option<String>,
     /// Any other setting, e.g. limits.value_bytes_max=512KiB
     #[arg(long = "set", value_name = "NAME=VALUE")]
     set: Vec<String>,
@@ -77,6 +80,7 @@ impl Start {
             ("weight", &self.weight),
             ("storage", &self.storage),
             ("down_after_ms", &self.down_after),
+            ("split_bytes", &self.split_bytes),
         ];
         let mut flags = Vec::new();
         for (name, value) in named {

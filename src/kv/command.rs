@@ -60,6 +60,19 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// The first key that it names; of a range, where it begins.
+    #[must_use]
+    pub fn first_key(&self) -> &Bytes {
+        static EMPTY: Bytes = Bytes::new();
+        match self {
+            Self::Single(item) => &item.key,
+            Self::Batch(items) => items.first().map_or(&EMPTY, |item| &item.key),
+            Self::DeleteRange { span, .. } => &span.start,
+        }
+    }
+}
+
 /// One row's write.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Item {

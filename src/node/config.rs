@@ -5,6 +5,7 @@
 //! * [`NodeConfig::validate`] reports every fault at once, each naming the setting as the user writes it;
 //! * the defaults are valid, so that `meridian start` with no settings at all gives a usable node.
 
+use crate::placement::sizing::SPLIT_BYTES_DEFAULT;
 use std::{collections::BTreeMap, fmt, net::SocketAddr, ops::Range, path::PathBuf};
 
 /// First port of a node started without settings; away from the ports of well-known databases.
@@ -34,6 +35,8 @@ pub mod bounds {
     pub const ZONE_BYTES_MAX: usize = 64;
     /// Shortest silence after which a node's replicas are built anew: below it a pause would move data.
     pub const DOWN_AFTER_MS_MIN: u64 = 2_000;
+    /// Least bytes from which on a partition is cut in two: below it the groups cost more than the rows.
+    pub const SPLIT_BYTES_MIN: u64 = 64 << 10;
     /// Longest default deadline, an hour.
     pub const DEADLINE_MS_MAX: u32 = 3_600_000;
 }
@@ -137,6 +140,9 @@ pub struct NodeConfig {
     /// A node that the placement driver has not heard from for so long is down: its replicas are built anew on others.
     /// Default five minutes: longer than most restarts, as building them anew moves data. The same on every node.
     pub down_after_ms: u64,
+    /// A partition that holds so many bytes of rows is cut in two. Default 64 MiB: little enough to be moved in seconds.
+    /// The same on every node.
+    pub split_bytes: u64,
     /// Largest requests accepted.
     pub limits: Limits,
     /// Timings of consensus.
@@ -162,6 +168,7 @@ impl Default for NodeConfig {
             storage: Storage::Disk,
             deadline_default_ms: 5_000,
             down_after_ms: 300_000,
+            split_bytes: SPLIT_BYTES_DEFAULT,
             limits: Limits::default(),
             raft: RaftTimings::default(),
             log_format: LogFormat::Text,
@@ -212,6 +219,8 @@ impl NodeConfig {
         let least = bounds::DOWN_AFTER_MS_MIN;
         faults
             .check("down_after_ms", self.down_after_ms >= least, || format!("{} is below {least}", self.down_after_ms));
+        let least = bounds::SPLIT_BYTES_MIN;
+        faults.check("split_bytes", self.split_bytes >= least, || format!("{} is below {least}", self.split_bytes));
         self.check_limits(&mut faults);
         self.check_raft(&mut faults);
         let level = self.log_level.parse::<tracing_subscriber::EnvFilter>();
@@ -322,6 +331,7 @@ mod tests {
             weight: f64::NAN,
             deadline_default_ms: 0,
             down_after_ms: 100,
+            split_bytes: 1,
             limits: Limits { key_bytes_max: 4, batch_bytes_max: 10, ..Limits::default() },
             raft: RaftTimings {
                 heartbeat_ms: 200,
@@ -339,6 +349,7 @@ mod tests {
             "weight",
             "deadline_default_ms",
             "down_after_ms",
+            "split_bytes",
             "limits.key_bytes_max",
             "limits.batch_bytes_max",
             "raft.election_min_ms",
@@ -346,7 +357,7 @@ mod tests {
             "log.level",
         ];
         assert_eq!(settings, expected);
-        let election = &faults[7];
+        let election = &faults[8];
         assert_eq!(election.to_string(), "raft.election_min_ms: 500 must be at least 3 × raft.heartbeat_ms (200)");
     }
 

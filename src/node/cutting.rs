@@ -10,13 +10,16 @@
 //!   is never needed to know what the child was made of;
 //! * a child that an older map does not name is not taken for one that is gone.
 
-use super::{Node, PartitionMachine, machines::Born};
+use super::{Node, Partition, PartitionMachine, machines::Born, observed::Observed};
 use crate::{
     env,
     error::{Error, Outcome, Reason},
-    key::{DRIVER, NodeId, PartitionId, Replica},
+    key::{DRIVER, NodeId, PartitionId, Replica, position},
     kv,
-    placement::{self, Command, Map},
+    placement::{
+        self, Command, Map,
+        sizing::{Halve, Wish, halve_work},
+    },
     raft::{self, Group, Role},
     transport::{
         Kind,
@@ -36,28 +39,68 @@ const ENTRY_DEADLINE: Duration = Duration::from_secs(3);
 const DRIVE_DEADLINE: Duration = Duration::from_secs(3);
 /// Patience with a partition's leader that is asked for the middle.
 const MIDDLE_DEADLINE: Duration = Duration::from_secs(2);
+/// Patience with a cut that nobody waits for.
+const WISH_DEADLINE: Duration = Duration::from_secs(5);
 /// The first leader of a child asks for votes so often, so far apart: the others are born a moment later. Then the
 /// ordinary election takes over.
 const CAMPAIGNS: u32 = 10;
 /// See [`CAMPAIGNS`].
 const CAMPAIGN_EVERY: Duration = Duration::from_millis(40);
 
-/// Says where a partition led here would be cut: its middle, or nothing.
+/// First byte of an answer of [`CutService`]; the epoch of bounds follows, then the position.
+const CUT_AT: u8 = 0;
+/// Another first byte: why no cut helps, in words, comes instead of the position.
+const CUT_FUTILE: u8 = 1;
+/// Asks for the middle of the bytes; another second part of the question, for that of the work.
+const HALVE_BYTES: u8 = 0;
+
+/// Where to cut.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CutAt {
+    /// Here.
+    Position(Bytes),
+    /// Where this is halved.
+    Middle(Halve),
+}
+
+/// Says where a partition led here would be cut, or why no cut helps.
 pub(super) struct CutService(pub(super) Weak<Node>);
 
 impl Service for CutService {
     fn handle(&self, _from: NodeId, mut body: Bytes, reply: Reply) {
         let Some(node) = self.0.upgrade() else { return };
-        let Ok(id) = body.try_get_u64() else { return };
+        let (Ok(id), Ok(halve)) = (body.try_get_u64(), body.try_get_u8()) else { return };
         let Some(here) = node.partition(PartitionId(id)).filter(|here| here.group().is_leader()) else { return };
         // Apart from the frames that come behind: it looks at every row.
         env::spawn(async move {
-            let (bounds, middle) = here.group().read(|machine, _| (machine.store().epoch(), machine.store().middle()));
+            let halve = if halve == HALVE_BYTES { Halve::Bytes } else { Halve::Work };
+            let (bounds, at) = here.cut_at(halve);
             let mut out = BytesMut::new();
+            out.put_u8(if at.is_ok() { CUT_AT } else { CUT_FUTILE });
             out.put_u64(bounds);
-            out.put(middle.unwrap_or_default());
+            out.put(at.unwrap_or_else(Bytes::from));
             reply.send(out.freeze());
         });
+    }
+}
+
+impl Partition {
+    /// Where to cut what is held here, at which epoch of bounds; or why no cut helps.
+    fn cut_at(&self, halve: Halve) -> (u64, Result<Bytes, String>) {
+        let middle = || self.group().read(|machine, _| (machine.store().epoch(), machine.store().middle()));
+        if halve == Halve::Bytes {
+            let (bounds, at) = middle();
+            return (bounds, at.ok_or_else(|| "it has no two rows to cut between".to_owned()));
+        }
+        let own = |machine: &PartitionMachine| {
+            let store = machine.store();
+            (store.epoch(), store.layout(), store.span().clone())
+        };
+        let (bounds, layout, span) = self.group().read(|machine, _| own(machine));
+        let mut positions: Vec<Bytes> = self.counters().sampled().iter().map(|key| position(layout, key)).collect();
+        // From before it was cut last.
+        positions.retain(|at| span.contains(at));
+        (bounds, halve_work(&span, &positions).map_err(|futile| futile.to_string()))
     }
 }
 
@@ -110,6 +153,41 @@ impl Node {
         Ok(())
     }
 
+    /// Has partitions cut that hold too much or are asked too much. Each is seen to by itself: it may take a while.
+    pub(super) fn cut_large(self: &Arc<Self>, map: &Map, health: &placement::Liveness) {
+        let wishes = {
+            let mut observed = self.observed.lock();
+            let now_ms = observed.now_ms();
+            let Observed { sizing, loads, .. } = &mut *observed;
+            sizing.plan(map, health, loads, now_ms)
+        };
+        for wish in wishes {
+            let this = Arc::clone(self);
+            env::spawn(async move { this.cut_one(&wish).await });
+        }
+    }
+
+    async fn cut_one(&self, wish: &Wish) {
+        let id = wish.partition;
+        tracing::info!(partition = %id, why = %wish.why, "to be cut in two");
+        let done = self.divide(id, CutAt::Middle(wish.halve), Instant::now() + WISH_DEADLINE).await;
+        let mut observed = self.observed.lock();
+        let now_ms = observed.now_ms();
+        let result = match done {
+            Ok(child) => {
+                observed.sizing.done(id, child, now_ms);
+                format!("done: the upper half is {child}")
+            }
+            Err(error) => {
+                if error.reason == Reason::InvalidField {
+                    observed.sizing.futile(id, wish.halve, now_ms);
+                }
+                format!("not done: {}", error.message)
+            }
+        };
+        observed.journal.note(self.clock().wall_ms(), id, "it is cut in two".to_owned(), &wish.why, result);
+    }
+
     /// Proposes the cut that the map asks for in the log of a partition led here.
     pub(super) async fn propose_cut(&self, map: &Map, id: PartitionId) {
         let (Some(partition), Some(here)) = (map.partition(id), self.partition(id)) else { return };
@@ -156,17 +234,17 @@ impl Node {
         map.partitions().values().find(is_child).map(|parent| parent.id)
     }
 
-    /// Has a partition cut in two at a position, in its middle by default, and waits until the map says so. Returns the new
-    /// partition.
+    /// Has a partition cut in two at a position, or where that halves its bytes or its work, and waits until the map says
+    /// so. Returns the new partition.
     ///
     /// # Errors
     /// When it cannot be cut there, or that was not done in time: it may still be done then.
-    pub async fn divide(&self, id: PartitionId, at: Option<Bytes>, deadline: Instant) -> Result<PartitionId, Error> {
+    pub async fn divide(&self, id: PartitionId, at: CutAt, deadline: Instant) -> Result<PartitionId, Error> {
         let child = loop {
             let seen = self.routing().changes();
             let (bounds, at) = match &at {
-                Some(at) => (self.bounds_of(id)?, at.clone()),
-                None => self.middle_of(id, deadline).await?,
+                CutAt::Position(at) => (self.bounds_of(id)?, at.clone()),
+                CutAt::Middle(halve) => self.middle_of(id, *halve, deadline).await?,
             };
             match self.drive(&Command::Divide { partition: id, bounds, at }, deadline).await {
                 Ok(placement::Reply::Dividing { child }) => break child,
@@ -201,24 +279,27 @@ impl Node {
         })
     }
 
-    /// Asks the leader for the middle of a partition, and for the epoch of its bounds.
-    async fn middle_of(&self, id: PartitionId, deadline: Instant) -> Result<(u64, Bytes), Error> {
+    /// Asks the leader where to cut a partition, and for the epoch of its bounds.
+    async fn middle_of(&self, id: PartitionId, halve: Halve, deadline: Instant) -> Result<(u64, Bytes), Error> {
         self.bounds_of(id)?;
+        let mut body = BytesMut::new();
+        body.put_u64(id.0);
+        body.put_u8(if halve == Halve::Bytes { HALVE_BYTES } else { !HALVE_BYTES });
+        let body = body.freeze();
         let mut seen = self.routing().changes();
         loop {
             let leader = self.routing().leader(id).map(|leader| leader.node);
             if let Some(leader) = leader {
-                let body = Bytes::copy_from_slice(&id.0.to_be_bytes());
                 let patience = MIDDLE_DEADLINE.min(deadline.saturating_duration_since(Instant::now()));
-                let answered = self.endpoint().call(leader, Kind::Cut, body, patience).await;
+                let answered = self.endpoint().call(leader, Kind::Cut, body.clone(), patience).await;
                 if let Ok(mut answer) = answered
-                    && let Ok(bounds) = answer.try_get_u64()
+                    && let (Ok(kind), Ok(bounds)) = (answer.try_get_u8(), answer.try_get_u64())
                 {
-                    if answer.is_empty() {
-                        let message = format!("partition {id} has no two rows to cut between; name a key with --at");
-                        return Err(Error::field("at", message));
+                    if kind == CUT_AT {
+                        return Ok((bounds, answer));
                     }
-                    return Ok((bounds, answer));
+                    let why = String::from_utf8_lossy(&answer);
+                    return Err(Error::field("at", format!("partition {id}: {why}; name a key with --at")));
                 }
             }
             if timeout_at(deadline, self.routing().changed_since(seen)).await.is_err() {

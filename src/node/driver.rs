@@ -153,7 +153,7 @@ pub(super) async fn run(node: Weak<Node>, group: Group<DriverMachine>) {
         }
         if !group.is_leader() {
             leading = Leading::default();
-            *node.observed.lock() = Observed::default();
+            *node.observed.lock() = Observed::new(node.split_bytes);
             continue;
         }
         let health = leading.health(&node, &group);
@@ -161,6 +161,7 @@ pub(super) async fn run(node: Weak<Node>, group: Group<DriverMachine>) {
         if leading.balanced.is_none_or(|at| at.elapsed() >= BALANCE_EVERY) {
             leading.balanced = Some(Instant::now());
             decisions.extend(leading.balance(&node, &group, &health));
+            node.cut_large(&node.routing().map(), &health);
         }
         perform(&node, &group, decisions).await;
         remove_departed(&group).await;
@@ -179,7 +180,7 @@ async fn perform(node: &Node, group: &Group<DriverMachine>, decisions: Vec<Decis
             Ok((_at, Err(refusal))) => format!("refused: {refusal}"),
             Err(error) => format!("not performed: {error}"),
         };
-        node.observed.lock().journal.note(node.clock().wall_ms(), &decision, result);
+        node.observed.lock().journal.note_step(node.clock().wall_ms(), &decision, result);
         if written.is_err() {
             return;
         }

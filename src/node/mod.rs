@@ -26,6 +26,7 @@ pub mod partition;
 mod prefer;
 mod steward;
 
+pub use cutting::CutAt;
 pub use health::Health;
 pub use liveness::{CONTACT_LOST_AFTER, Liveness};
 pub use machines::{Births, DriverMachine, PartitionMachine};
@@ -77,6 +78,8 @@ pub struct Parts {
     pub keep_map: KeepMap,
     /// While it leads the placement driver: silence after which a node is down and its replicas are built anew.
     pub down_after: Duration,
+    /// While it leads the placement driver: bytes of rows from which on a partition is cut in two.
+    pub split_bytes: u64,
 }
 
 /// One node.
@@ -95,6 +98,7 @@ pub struct Node {
     kept: watch::Sender<u64>,
     keep_map: KeepMap,
     down_after: Duration,
+    split_bytes: u64,
     stewarding: Arc<Notify>,
     observed: Mutex<observed::Observed>,
     /// It is about to stop and leads nothing any more if it can help it.
@@ -124,8 +128,9 @@ impl Node {
             kept,
             keep_map: parts.keep_map,
             down_after: parts.down_after,
+            split_bytes: parts.split_bytes,
             stewarding: Arc::default(),
-            observed: Mutex::default(),
+            observed: Mutex::new(observed::Observed::new(parts.split_bytes)),
             retiring: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         });

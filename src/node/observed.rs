@@ -8,6 +8,7 @@ use crate::{
     placement::{
         Loads, PartitionLoad,
         journal::{Journal, Question, Told},
+        sizing::{SAMPLES_MAX, Sizing},
     },
     transport::{
         Kind,
@@ -15,7 +16,9 @@ use crate::{
     },
 };
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::{
+    collections::VecDeque,
     sync::{
         Weak,
         atomic::{AtomicU64, Ordering},
@@ -31,25 +34,50 @@ const LOADS_PER_REPORT_MAX: usize = 4_096;
 /// Patience with the driver's leader when it is asked.
 const ASK_DEADLINE: Duration = Duration::from_millis(1_000);
 
-/// What was asked of a partition here since that was last told.
+/// One request in so many says which key it was for. A prime: what repeats after a round number of requests is not missed.
+const SAMPLE_EVERY: u64 = 17;
+
+/// What was asked of a partition here since that was last told, and for which keys.
 #[derive(Debug, Default)]
 pub struct Counters {
     reads: AtomicU64,
     writes: AtomicU64,
     bytes: AtomicU64,
+    /// Requests until the next one that is noted.
+    unnoted: AtomicU64,
+    /// The first keys of some of the latest requests, the oldest first.
+    keys: Mutex<VecDeque<Bytes>>,
 }
 
 impl Counters {
-    /// Counts a request that read so many bytes.
-    pub fn read(&self, bytes: u64) {
+    /// Counts a request for this key, and perhaps others behind it, that read so many bytes.
+    pub fn read(&self, key: &Bytes, bytes: u64) {
         self.reads.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.note(key, bytes);
     }
 
-    /// Counts a request that writes so many bytes.
-    pub fn write(&self, bytes: u64) {
+    /// Counts a request for this key, and perhaps others behind it, that writes so many bytes.
+    pub fn write(&self, key: &Bytes, bytes: u64) {
         self.writes.fetch_add(1, Ordering::Relaxed);
+        self.note(key, bytes);
+    }
+
+    fn note(&self, key: &Bytes, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if !self.unnoted.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE_EVERY) {
+            return;
+        }
+        let mut keys = self.keys.lock();
+        if keys.len() >= SAMPLES_MAX {
+            keys.pop_front();
+        }
+        // Not a part of the frame that it came with, which would stay as long.
+        keys.push_back(Bytes::copy_from_slice(key));
+    }
+
+    /// The keys that were noted, the oldest first.
+    pub(super) fn sampled(&self) -> Vec<Bytes> {
+        self.keys.lock().iter().cloned().collect()
     }
 
     /// Reads, writes and bytes per second over `elapsed`; counting starts again.
@@ -63,13 +91,26 @@ impl Counters {
 }
 
 /// What the driver's leader knows beyond its log.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Observed {
     pub(super) loads: Loads,
     pub(super) journal: Journal,
+    pub(super) sizing: Sizing,
+    began: Instant,
 }
 
 impl Observed {
+    /// Nothing yet; partitions are cut from so many bytes on.
+    pub(super) fn new(split_bytes: u64) -> Self {
+        let (loads, journal) = (Loads::default(), Journal::default());
+        Self { loads, journal, sizing: Sizing::new(split_bytes), began: Instant::now() }
+    }
+
+    /// Time for those parts that see no clock.
+    pub(super) fn now_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
     fn answer(&self, question: &Question) -> Told {
         let load = |id: &PartitionId| Some((*id, *self.loads.0.get(id)?));
         Told {
@@ -170,12 +211,22 @@ mod tests {
 
     #[test]
     fn counters_are_rates_and_start_again() {
-        let counters = Counters::default();
-        (0..30).for_each(|_| counters.read(100));
-        (0..10).for_each(|_| counters.write(50));
+        let (counters, key) = (Counters::default(), Bytes::new());
+        (0..30).for_each(|_| counters.read(&key, 100));
+        (0..10).for_each(|_| counters.write(&key, 50));
         assert_eq!(counters.take(Duration::from_secs(2)), [15, 5, 1_750]);
         assert_eq!(counters.take(Duration::from_secs(2)), [0, 0, 0]);
-        counters.write(u64::MAX);
+        counters.write(&key, u64::MAX);
         assert_eq!(counters.take(Duration::ZERO)[2], u32::MAX);
+    }
+
+    #[test]
+    fn the_latest_of_some_requests_say_which_keys_they_were_for() {
+        let counters = Counters::default();
+        let many = SAMPLE_EVERY * (SAMPLES_MAX as u64 + 2);
+        (0..many).for_each(|i| counters.read(&Bytes::copy_from_slice(&i.to_be_bytes()), 0));
+        let sampled = counters.sampled();
+        let expected = (2..SAMPLES_MAX as u64 + 2).map(|i| Bytes::copy_from_slice(&(i * SAMPLE_EVERY).to_be_bytes()));
+        assert_eq!(sampled, expected.collect::<Vec<_>>());
     }
 }

@@ -103,7 +103,7 @@ impl Partition {
     /// # Errors
     /// With the outcome: `not applied` when the write was refused before it was proposed, else `unknown`.
     pub async fn write(&self, write: kv::Write, deadline: Instant) -> Result<Written, Error> {
-        self.counters.write(write.bytes_max() as u64);
+        self.counters.write(write.op.first_key(), write.bytes_max() as u64);
         let (answer, answered) = oneshot::channel();
         self.proposals.try_send(Proposal { write, deadline, answer }).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => {

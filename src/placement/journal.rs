@@ -37,20 +37,25 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Remembers a decision and its result; a repetition counts up.
-    pub fn note(&mut self, wall_ms: u64, decision: &Decision, result: String) {
+    /// Remembers a step of the planner and its result.
+    pub fn note_step(&mut self, wall_ms: u64, decision: &Decision, result: String) {
         let (partition, what) = told(&decision.step);
+        self.note(wall_ms, partition, what, &decision.why, result);
+    }
+
+    /// Remembers what was to be done with a partition, why, and the result; a repetition counts up.
+    pub fn note(&mut self, wall_ms: u64, partition: PartitionId, what: String, why: &str, result: String) {
         let same = |entry: &&mut Entry| entry.partition == partition && entry.what == what && entry.result == result;
         if let Some(entry) = self.entries.iter_mut().rev().find(|entry| entry.partition == partition).filter(same) {
             entry.wall_ms = wall_ms;
             entry.times = entry.times.saturating_add(1);
-            entry.why.clone_from(&decision.why);
+            why.clone_into(&mut entry.why);
             return;
         }
         if self.entries.len() >= ENTRIES_MAX {
             self.entries.pop_front();
         }
-        self.entries.push_back(Entry { wall_ms, partition, what, why: decision.why.clone(), result, times: 1 });
+        self.entries.push_back(Entry { wall_ms, partition, what, why: why.to_owned(), result, times: 1 });
     }
 
     /// The latest decisions about a partition, the oldest first.
@@ -147,16 +152,16 @@ mod tests {
     fn repetitions_count_and_the_oldest_go() {
         let mut journal = Journal::default();
         for wall_ms in 1..=3 {
-            journal.note(wall_ms, &decision(1, 2), "refused".to_owned());
+            journal.note_step(wall_ms, &decision(1, 2), "refused".to_owned());
         }
-        journal.note(4, &decision(2, 2), "done".to_owned());
-        journal.note(5, &decision(1, 2), "done".to_owned());
+        journal.note_step(4, &decision(2, 2), "done".to_owned());
+        journal.note_step(5, &decision(1, 2), "done".to_owned());
         let of_one = journal.of(PartitionId(1));
         let told: Vec<_> = of_one.iter().map(|entry| (entry.wall_ms, entry.times, entry.result.as_str())).collect();
         assert_eq!(told, [(3, 3, "refused"), (5, 1, "done")]);
         assert_eq!(of_one[0].what, "members become n2, n9, the first of them preferred as leader");
         for i in 0..ENTRIES_MAX as u64 {
-            journal.note(i, &decision(3, i), "done".to_owned());
+            journal.note_step(i, &decision(3, i), "done".to_owned());
         }
         assert_eq!(journal.of(PartitionId(1)), []);
         assert_eq!(journal.of(PartitionId(3)).len(), ENTRIES_PER_ANSWER_MAX);
@@ -168,7 +173,7 @@ mod tests {
         let question = Question { loads_of: vec![PartitionId(4)], why: Some(PartitionId(7)) };
         assert_eq!(Question::decode(&question.encode()), Ok(question));
         let mut journal = Journal::default();
-        journal.note(1, &decision(1, 2), "done".to_owned());
+        journal.note_step(1, &decision(1, 2), "done".to_owned());
         let loads = vec![(PartitionId(4), PartitionLoad { bytes: 9, ..PartitionLoad::default() })];
         let told = Told { loads, entries: journal.of(PartitionId(1)) };
         assert_eq!(Told::decode(&told.encode()), Ok(told));

@@ -21,6 +21,7 @@ pub mod load;
 pub mod map;
 pub mod plan;
 pub mod ring;
+pub mod sizing;
 mod standing;
 pub mod state;
 
@@ -30,6 +31,7 @@ pub use load::{Loads, PartitionLoad};
 pub use map::{Cut, Fit, Keyspace, Map, MapDelta, Node, Partition, Phase, Standing};
 pub use plan::{Decision, Health, Liveness, driver_replicas, plan};
 pub use ring::{Placer, Ring};
+pub use sizing::Sizing;
 pub use standing::{Assessment, Blocker, assess};
 pub use state::State;
 

@@ -10,8 +10,8 @@ use crate::{
     client::query,
     error::{Error, Outcome, Reason},
     key::{DRIVER, KeyKind, Layout, NodeId, PartitionId, position},
-    node::Node,
-    placement::{Assessment, Blocker, Command, CreateKeyspace, Cuts, Refusal, Reply, Standing, assess},
+    node::{CutAt, Node},
+    placement::{Assessment, Blocker, Command, CreateKeyspace, Cuts, Refusal, Reply, Standing, assess, sizing::Halve},
     proto::{status_of, v1},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -139,6 +139,7 @@ impl AdminService {
             );
             Error::field("partition", message)
         })?;
+        let at = at.map_or(CutAt::Middle(Halve::Bytes), CutAt::Position);
         let child = node.divide(id, at, Instant::now() + DRIVER_DEADLINE).await?;
         Ok(v1::SplitPartitionReply { partition: id.0, child: child.0 })
     }

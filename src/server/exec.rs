@@ -170,10 +170,11 @@ impl Call<'_> {
         super::read::reach(self.node, &self.partition, &choice, self.deadline).await
     }
 
-    /// Reads the rows at the point reached, and says who served them.
+    /// Reads the rows at the point reached, from a key on, and says who served them.
     fn at<T>(
         &self,
         point: &ReadPoint,
+        key: &Bytes,
         read: impl FnOnce(&kv::Store) -> Result<T, kv::NotOwned>,
         bytes_of: impl FnOnce(&T) -> u64,
     ) -> Result<(T, v1::ReadInfo), Error> {
@@ -181,7 +182,7 @@ impl Call<'_> {
         let (value, version, index) =
             group.read(|machine, applied| (read(machine.store()), machine.store().last_version(), applied.index));
         let value = value.map_err(|refusal| Error::from(refusal).hint(self.node.hint(self.partition.id)))?;
-        self.partition.counters().read(bytes_of(&value));
+        self.partition.counters().read(key, bytes_of(&value));
         let status = group.status();
         telemetry::observe_read(point.level_name(), point.role_name());
         let map = self.node.routing().map();
@@ -205,7 +206,7 @@ impl Call<'_> {
     async fn get(&self, get: v1::GetRequest) -> Result<v1::GetReply, Error> {
         let key = self.rules.key(get.key)?;
         let point = self.reach(get.options).await?;
-        let (row, read) = self.at(&point, |store| store.get(&key), |row| row.as_ref().map_or(0, value_bytes))?;
+        let (row, read) = self.at(&point, &key, |store| store.get(&key), |row| row.as_ref().map_or(0, value_bytes))?;
         Ok(get_reply(key, row, read))
     }
 
@@ -215,6 +216,7 @@ impl Call<'_> {
         let point = self.reach(get.options).await?;
         let (rows, read) = self.at(
             &point,
+            keys.first().unwrap_or(&Bytes::new()),
             |store| keys.iter().map(|key| store.get(key)).collect::<Result<Vec<_>, _>>(),
             |rows| rows.iter().flatten().map(value_bytes).sum(),
         )?;
@@ -243,7 +245,7 @@ impl Call<'_> {
             bytes = page.rows.iter().map(|(key, row)| key.len() as u64 + value_bytes(row)).sum();
             bytes
         };
-        let (page, mut read) = self.at(&point, |store| store.scan(&spec), measure)?;
+        let (page, mut read) = self.at(&point, &spec.span.start, |store| store.scan(&spec), measure)?;
         read.scan = Some(v1::ScanCost { rows: page.rows.len() as u64, bytes, ..Default::default() });
         metrics::counter!(telemetry::SCAN_ROWS_RETURNED_TOTAL).increment(page.rows.len() as u64);
         let rows = page.rows.into_iter().map(|(key, row)| v1::Row { key, value: row.value, version: row.version });
@@ -268,7 +270,7 @@ impl Call<'_> {
             keys_only: true,
             count_only: true,
         };
-        let (page, read) = self.at(&point, |store| store.scan(&spec), |_| 0)?;
+        let (page, read) = self.at(&point, &spec.span.start, |store| store.scan(&spec), |_| 0)?;
         let covered = convert::covered_to_pb(&page.covered, page.covered_tokens);
         Ok(v1::CountReply { count: page.count, reads: vec![read], covered: Some(covered) })
     }

@@ -163,7 +163,10 @@ impl Core {
             None => Err(io::Error::other("the server is gone")),
         });
         let down_after = Duration::from_millis(self.config.down_after_ms);
-        let parts = Parts { clock, endpoint: Arc::clone(&endpoint), raft, recovered, map, keep_map, down_after };
+        let split_bytes = self.config.split_bytes;
+        let endpoint_of_parts = Arc::clone(&endpoint);
+        let parts =
+            Parts { clock, endpoint: endpoint_of_parts, raft, recovered, map, keep_map, down_after, split_bytes };
         let node = Node::start(parts);
         let responder = Responder::start(Arc::clone(&node), Arc::clone(&self.limits), self.deadline_default);
         let frames = FrameServer::new(cluster_id.clone(), id, endpoint);

@@ -13,6 +13,7 @@ mod healing;
 mod ranges;
 mod reads;
 mod sessions;
+mod sizing;
 mod splits;
 mod support;
 mod surface;

@@ -14,7 +14,8 @@ use meridian::{
     env::{Scope, spawn},
     key::{DRIVER, KeyKind, Layout, NodeId, PartitionId},
     log::memory::{FailedSync, Lose, SyncTime},
-    placement::{Command, CreateKeyspace, Cuts, Reply},
+    node::CutAt,
+    placement::{Command, CreateKeyspace, Cuts, Reply, sizing::Halve},
     proof::{recorder::Recorder, workload::Workload},
     transport::memory::Shape,
 };
@@ -451,7 +452,7 @@ impl Nemesis {
         let scope = Arc::clone(&life.scope);
         scope.enter(|| {
             spawn(async move {
-                if life.node.divide(id, None, Instant::now() + DRIVE_DEADLINE).await.is_ok() {
+                if life.node.divide(id, CutAt::Middle(Halve::Bytes), Instant::now() + DRIVE_DEADLINE).await.is_ok() {
                     world.count("divided");
                 }
             })

@@ -348,9 +348,18 @@ impl World {
             let raft = RaftHub::new(Arc::clone(&endpoint), engine, snapshots, Arc::clone(&clock), config).unwrap();
             let disk = Arc::clone(&machine.disk);
             let keep_map = Box::new(move |map: &Map| disk.put_meta("map", map.encode()));
-            let down_after = Duration::from_millis(meridian::node::config::NodeConfig::default().down_after_ms);
-            let parts = Parts { clock, endpoint: Arc::clone(&endpoint), raft, recovered, map, keep_map, down_after };
-            let node = Node::start(parts);
+            let usual = meridian::node::config::NodeConfig::default();
+            let (down_after, split_bytes) = (Duration::from_millis(usual.down_after_ms), usual.split_bytes);
+            let node = Node::start(Parts {
+                clock,
+                endpoint: Arc::clone(&endpoint),
+                raft,
+                recovered,
+                map,
+                keep_map,
+                down_after,
+                split_bytes,
+            });
             let responder = Responder::start(Arc::clone(&node), Arc::new(Limits::default()), Duration::from_secs(5));
             self.0.network.attach(id, endpoint);
             Life { scope: Arc::clone(&scope), node, responder, syncing }
