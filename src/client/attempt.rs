@@ -8,6 +8,7 @@
 //! * every wait is bounded, by its own constant and by the deadline.
 
 use super::{
+    horizon,
     query::Serve,
     router::{Caller, Router, session_mut},
 };
@@ -112,6 +113,7 @@ impl<C: Caller> Router<C> {
     /// Runs a request to its answer or to the error that the user sees.
     pub(crate) async fn run(&self, job: &Job<'_>) -> Result<Served, Error> {
         let mut tries = Tries::new();
+        self.catch_up(job).await?;
         loop {
             let map = self.routing().map();
             let place = (job.place)(&map).map_err(|error| tries.finish(job, error))?;
@@ -123,7 +125,10 @@ impl<C: Caller> Router<C> {
                 continue;
             };
             let error = match self.attempt(job, partition.id, node, &mut tries).await {
-                Ok(result) => return Ok(Served { partition: partition.id, node, result, attempts: tries.attempts }),
+                Ok(mut result) => {
+                    horizon::tag(&mut result, partition.epoch.bounds, map.version());
+                    return Ok(Served { partition: partition.id, node, result, attempts: tries.attempts });
+                }
                 Err(error) => error,
             };
             let hint = error.hint;
@@ -136,6 +141,28 @@ impl<C: Caller> Router<C> {
                     tries.moved(self.routing().look().version() > map.version());
                 }
             }
+        }
+    }
+
+    /// Waits for a map as new as what the session has seen.
+    async fn catch_up(&self, job: &Job<'_>) -> Result<(), Error> {
+        let least = horizon::least_map(job.op)?;
+        if least == 0 {
+            return Ok(());
+        }
+        loop {
+            let version = self.routing().look().version();
+            if version >= least {
+                return Ok(());
+            }
+            if Instant::now() >= job.deadline {
+                let message = format!(
+                    "the session has seen version {least} of the map, and only {version} has come here; try again, or ask \
+                     another node"
+                );
+                return Err(Error::new(Reason::TooStale, message).with("wanted", least));
+            }
+            self.refresh_until(version, job.deadline).await;
         }
     }
 

@@ -32,6 +32,7 @@ mod attempt;
 mod connection;
 mod error;
 mod gather;
+mod horizon;
 pub mod keys;
 mod page;
 pub mod pipeline;

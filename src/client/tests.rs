@@ -3,6 +3,7 @@
 use super::{
     router::Router,
     testing::{Fake, Fault},
+    token::SessionToken,
 };
 use crate::{
     error::{Error, Outcome, Reason},
@@ -254,6 +255,20 @@ async fn a_split_and_a_merge_are_followed() {
     fake.world.lock().merge(0);
     put(&router, "z").await.unwrap();
     assert_eq!(fake.world.lock().applied[b"z".as_ref()], 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_has_seen_a_newer_map_asks_nobody_by_an_older_one() {
+    for (seen, asked) in [(0, 2), (2, 1)] {
+        let (router, fake) = ordered(&[]);
+        fake.world.lock().put("z", "v");
+        fake.world.lock().split(&"m".into(), false);
+        let session_token = SessionToken::of_map(seen).encode();
+        let consistency = v1::Consistency::Session as i32;
+        let options = v1::ReadOptions { consistency, session_token, ..Default::default() };
+        assert!(get_with(&router, "z", options).await.unwrap().found);
+        assert_eq!(fake.world.lock().calls.len(), asked, "by a map that is older, the partition that was cut is asked");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,12 +2,12 @@
 //!
 //! Pure. A token is a row of records of [`RECORD_BYTES`]: format (1), partition (8), log index (8), version (8), numbers
 //! big-endian. Two tokens are joined by putting one behind the other, in any language; [`SessionToken::join`] also
-//! drops what is implied. The version lets a partition that came from a split be compared with its origin, whose log
-//! had other indices.
+//! drops what is implied. The record of partition 0, the placement driver's own, has the version of the map as its
+//! index.
 
 use crate::{
     error::Error,
-    key::{PartitionId, Version},
+    key::{DRIVER, PartitionId, Version},
 };
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use std::collections::BTreeMap;
@@ -38,6 +38,18 @@ impl SessionToken {
     #[must_use]
     pub fn of(partition: PartitionId, seen: Seen) -> Self {
         Self { seen: BTreeMap::from([(partition, seen)]) }
+    }
+
+    /// The token of one who has been served by this version of the map.
+    #[must_use]
+    pub fn of_map(version: u64) -> Self {
+        Self::of(DRIVER, Seen { index: version, version: 0 })
+    }
+
+    /// The latest version of the map that was seen; 0 if none was needed.
+    #[must_use]
+    pub fn map_version(&self) -> u64 {
+        self.seen(DRIVER).map_or(0, |seen| seen.index)
     }
 
     /// Reads a token, or several put behind each other. Empty: nothing seen yet.
