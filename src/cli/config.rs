@@ -53,6 +53,7 @@ settings! {
     "raft.snapshot_bytes" => |config, text| config.raft.snapshot_bytes = units::bytes(text)?;
     "raft.log_keep_bytes" => |config, text| config.raft.log_keep_bytes = units::bytes(text)?;
     "raft.log_bytes_max" => |config, text| config.raft.log_bytes_max = units::bytes(text)?;
+    "raft.snapshot_bytes_per_s" => |config, text| config.raft.snapshot_bytes_per_s = units::bytes(text)?;
     "log.format" => |config, text| config.log_format = log_format(text)?;
     "log.level" => |config, text| config.log_level = text.to_owned();
 }

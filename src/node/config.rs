@@ -29,6 +29,8 @@ pub mod bounds {
     pub const HEARTBEATS_PER_ELECTION_MIN: u64 = 3;
     /// Smallest log growth after which a snapshot is taken.
     pub const SNAPSHOT_BYTES_MIN: u64 = 4 << 10;
+    /// Slowest sending of snapshots: below it a partition takes minutes to be moved.
+    pub const SNAPSHOT_BYTES_PER_S_MIN: u64 = 1 << 20;
     /// Largest weight of a node: beyond it the ring would hold too many of its tokens.
     pub const WEIGHT_MAX: f64 = 100.0;
     /// Longest zone name.
@@ -95,6 +97,9 @@ pub struct RaftTimings {
     /// Log bytes kept at most for replicas that are far behind; beyond, they get a snapshot. Default 128 MiB: a node that
     /// is restarted is brought up to date from the log.
     pub log_bytes_max: u64,
+    /// Bytes of snapshots that this node sends to others per second, all together. Default 64 MiB: a partition is moved in
+    /// about a second, and half of a gigabit network is left to clients.
+    pub snapshot_bytes_per_s: u64,
 }
 
 impl Default for RaftTimings {
@@ -105,6 +110,7 @@ impl Default for RaftTimings {
             snapshot_bytes: 16 << 20,
             log_keep_bytes: 4 << 20,
             log_bytes_max: 128 << 20,
+            snapshot_bytes_per_s: 64 << 20,
         }
     }
 }
@@ -270,7 +276,14 @@ impl NodeConfig {
     }
 
     fn check_raft(&self, faults: &mut Faults) {
-        let RaftTimings { heartbeat_ms, election_ms, snapshot_bytes, log_keep_bytes, log_bytes_max } = &self.raft;
+        let RaftTimings {
+            heartbeat_ms,
+            election_ms,
+            snapshot_bytes,
+            log_keep_bytes,
+            log_bytes_max,
+            snapshot_bytes_per_s,
+        } = &self.raft;
         faults.check("raft.heartbeat_ms", *heartbeat_ms >= bounds::HEARTBEAT_MS_MIN, || {
             format!("{heartbeat_ms} is below {}", bounds::HEARTBEAT_MS_MIN)
         });
@@ -287,6 +300,10 @@ impl NodeConfig {
         });
         faults.check("raft.log_bytes_max", log_bytes_max >= log_keep_bytes, || {
             format!("{log_bytes_max} must be at least raft.log_keep_bytes ({log_keep_bytes})")
+        });
+        let least = bounds::SNAPSHOT_BYTES_PER_S_MIN;
+        faults.check("raft.snapshot_bytes_per_s", *snapshot_bytes_per_s >= least, || {
+            format!("{snapshot_bytes_per_s} is below {least}")
         });
     }
 }

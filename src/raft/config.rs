@@ -31,6 +31,8 @@ pub struct RaftConfig {
     pub proposed_bytes_max: u64,
     /// Snapshots that a node takes at the same time.
     pub snapshots_at_a_time: usize,
+    /// Bytes of snapshots that a node sends to others per second, all together.
+    pub snapshot_bytes_per_s: u64,
 }
 
 impl Default for RaftConfig {
@@ -43,6 +45,7 @@ impl Default for RaftConfig {
             log_bytes_max: 128 << 20,
             proposed_bytes_max: 64 << 20,
             snapshots_at_a_time: 2,
+            snapshot_bytes_per_s: 64 << 20,
         }
     }
 }

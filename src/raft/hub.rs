@@ -7,6 +7,7 @@
 
 use super::{
     config::RaftConfig,
+    pace::Pace,
     serve::Question,
     wire::{self, Status},
 };
@@ -45,6 +46,7 @@ pub struct RaftHub {
     /// For new replicas, and for those that must wait before they campaign.
     pub(super) openraft: [Arc<Config>; 2],
     pub(super) snapshot_slots: Semaphore,
+    pub(super) snapshot_pace: Arc<Pace>,
     pub(super) numbers: Arc<AtomicU64>,
     routes: Routes,
 }
@@ -78,6 +80,7 @@ impl RaftHub {
             snapshots,
             clock,
             openraft,
+            snapshot_pace: Arc::new(Pace::new(config.snapshot_bytes_per_s)),
             snapshot_slots: Semaphore::new(config.snapshots_at_a_time.max(1)),
             config,
             numbers: Arc::new(AtomicU64::new(env::random_u64() >> 1)),

@@ -20,6 +20,7 @@ mod hub;
 mod machine;
 mod members;
 mod network;
+mod pace;
 mod quiet;
 mod replica;
 mod replicated;

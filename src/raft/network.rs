@@ -8,6 +8,7 @@
 //! * a leader that no quorum answers sends nothing during its silent turns (`super::quiet`).
 
 use super::{
+    pace::Pace,
     quiet::Quiet,
     snapshots::{CHUNK_BYTES, Content, Snapshot, Vault},
     types::{Entry, LogId, Types, Vote},
@@ -71,6 +72,8 @@ pub(super) struct Network {
     pub(super) vault: Arc<Vault>,
     /// Numbers sessions and transfers, from a random number on, so that those of an earlier life match nothing.
     pub(super) numbers: Arc<AtomicU64>,
+    /// Of the snapshots that the node sends.
+    pub(super) pace: Arc<Pace>,
     /// How long an append request may take.
     pub(super) append_deadline: Duration,
     /// When append requests wait.
@@ -178,6 +181,7 @@ impl Link {
                 .read(&handle, offset, PIECE_BYTES)
                 .await
                 .map_err(|error| NetworkError::new(&error))?;
+            self.network.pace.take(content.len()).await;
             let end = offset + content.len() as u64;
             let last = end >= handle.len || content.is_empty();
             let piece = Piece { transfer, offset, last, vote, meta: snapshot.meta.clone(), content };

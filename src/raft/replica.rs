@@ -125,6 +125,7 @@ impl Running {
             me: replica,
             vault: Arc::clone(&vault),
             numbers: Arc::clone(&hub.numbers),
+            pace: Arc::clone(&hub.snapshot_pace),
             append_deadline: hub.config.append_deadline(),
             quiet: quiet.clone(),
         };

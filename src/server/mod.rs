@@ -151,6 +151,7 @@ impl Core {
             snapshot_bytes: timings.snapshot_bytes,
             log_keep_bytes: timings.log_keep_bytes,
             log_bytes_max: timings.log_bytes_max,
+            snapshot_bytes_per_s: timings.snapshot_bytes_per_s,
             ..RaftConfig::default()
         };
         let damaged = |source| StartError::Log { path: self.config.data.display().to_string(), source };
