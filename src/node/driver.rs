@@ -157,7 +157,7 @@ pub(super) async fn run(node: Weak<Node>, group: Group<DriverMachine>) {
             continue;
         }
         let health = leading.health(&node, &group);
-        let mut decisions = group.read(|machine, _| placement::plan(machine.state(), &health));
+        let mut decisions = leading.plan(&group, &health);
         if leading.balanced.is_none_or(|at| at.elapsed() >= BALANCE_EVERY) {
             leading.balanced = Some(Instant::now());
             decisions.extend(leading.balance(&node, &group, &health));
@@ -212,9 +212,26 @@ struct Leading {
     balancer: Balancer,
     /// When it last did.
     balanced: Option<Instant>,
+    /// The version of the map, and what was known of nodes, when there was nothing to do: until one of them changes, there
+    /// is nothing to do. With many partitions to plan is work.
+    settled: Option<(u64, BTreeMap<NodeId, [bool; 3]>)>,
 }
 
 impl Leading {
+    /// What is next.
+    fn plan(&mut self, group: &Group<DriverMachine>, health: &placement::Liveness) -> Vec<Decision> {
+        let judged = health.judged();
+        group.read(|machine, _| {
+            let version = machine.state().map().version();
+            if self.settled.as_ref().is_some_and(|(at, known)| *at == version && *known == judged) {
+                return Vec::new();
+            }
+            let decisions = placement::plan(machine.state(), health);
+            self.settled = decisions.is_empty().then_some((version, judged));
+            decisions
+        })
+    }
+
     /// What brings nodes nearer to their shares.
     fn balance(&mut self, node: &Node, group: &Group<DriverMachine>, health: &placement::Liveness) -> Vec<Decision> {
         let now_ms = self.began.map_or(0, |began| began.elapsed().as_millis() as u64);

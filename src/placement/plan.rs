@@ -77,6 +77,13 @@ impl Liveness {
         self.0.get(&node) == Some(&Health::Down)
     }
 
+    /// All that a plan asks of it: whether each node is alive, dead, down. Two plans of one state differ only if this does.
+    #[must_use]
+    pub fn judged(&self) -> BTreeMap<NodeId, [bool; 3]> {
+        let judge = |node: &NodeId| (*node, [self.is_alive(*node), self.is_dead(*node), self.is_down(*node)]);
+        self.0.keys().map(judge).collect()
+    }
+
     /// The nodes that are dead: what [`super::CreateKeyspace::avoid`] wants.
     #[must_use]
     pub fn dead(&self) -> BTreeSet<NodeId> {
