@@ -184,6 +184,7 @@ struct Costs(BTreeMap<(u64, u64, &'static str), Cost>);
 struct Cost {
     parts: u64,
     rows: u64,
+    rows_scanned: u64,
     bytes: u64,
     retries: u64,
     took_us: u64,
@@ -196,6 +197,7 @@ impl Costs {
             let cost = self.0.entry((read.partition, read.node, ReadView::from(read).role)).or_default();
             cost.parts += 1;
             cost.rows += part.rows;
+            cost.rows_scanned += part.rows_scanned;
             cost.bytes += part.bytes;
             cost.retries += u64::from(part.attempts.saturating_sub(1));
             cost.took_us += part.took_us;
@@ -205,9 +207,11 @@ impl Costs {
     /// A line for each replica, and one for all.
     fn lines(&self) -> Vec<String> {
         let told = |who: String, cost: &Cost| {
-            let Cost { parts, rows, bytes, retries, took_us } = cost;
+            let Cost { parts, rows, rows_scanned, bytes, retries, took_us } = cost;
             let took_ms = *took_us as f64 / 1_000.0;
-            format!("{who}: {parts} parts, {rows} rows, {bytes} bytes, {retries} retries, {took_ms:.1} ms")
+            format!(
+                "{who}: {parts} parts, {rows} of {rows_scanned} rows, {bytes} bytes, {retries} retries, {took_ms:.1} ms"
+            )
         };
         let mut all = Cost::default();
         let mut lines = Vec::new();
@@ -215,6 +219,7 @@ impl Costs {
             lines.push(told(format!("p{partition} served by n{node} ({role})"), cost));
             all.parts += cost.parts;
             all.rows += cost.rows;
+            all.rows_scanned += cost.rows_scanned;
             all.bytes += cost.bytes;
             all.retries += cost.retries;
             all.took_us += cost.took_us;
@@ -346,15 +351,15 @@ mod tests {
     #[test]
     fn costs_add_up_by_partition_and_replica() {
         let read = |partition, node, attempts| {
-            let scan = Some(v1::ScanCost { rows: 10, bytes: 500, attempts, took_us: 1_500 });
+            let scan = Some(v1::ScanCost { rows: 10, rows_scanned: 15, bytes: 500, attempts, took_us: 1_500 });
             let role = v1::Role::Leader as i32;
             v1::ReadInfo { partition, node, role, scan, ..Default::default() }
         };
         let mut costs = Costs::default();
         costs.add(&[read(3, 1, 1), read(3, 1, 3), read(4, 2, 1)]);
         let lines = costs.lines();
-        assert_eq!(lines[0], "p3 served by n1 (leader): 2 parts, 20 rows, 1000 bytes, 2 retries, 3.0 ms");
-        assert_eq!(lines[2], "2 partitions: 3 parts, 30 rows, 1500 bytes, 2 retries, 4.5 ms");
+        assert_eq!(lines[0], "p3 served by n1 (leader): 2 parts, 20 of 30 rows, 1000 bytes, 2 retries, 3.0 ms");
+        assert_eq!(lines[2], "2 partitions: 3 parts, 30 of 45 rows, 1500 bytes, 2 retries, 4.5 ms");
     }
 
     #[test]

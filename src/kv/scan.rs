@@ -37,6 +37,8 @@ pub struct Page {
     pub rows: Vec<(Bytes, Row)>,
     /// Rows returned or counted.
     pub count: u64,
+    /// Rows looked at for that.
+    pub looked: u64,
     /// Interval of keys that was completely looked at; begins at the leading edge of the asked span.
     pub covered: Span,
     /// Hashed layout: interval of tokens that was completely looked at.
@@ -56,8 +58,14 @@ impl Store {
     /// When the leading edge, or every token asked for, lies in another partition.
     pub fn scan(&self, spec: &ScanSpec) -> Result<Page, NotOwned> {
         let part = self.bounds().part(&spec.span, spec.tokens, spec.reverse)?;
-        let mut page =
-            Page { rows: Vec::new(), count: 0, covered: part.span.clone(), covered_tokens: part.tokens, more: false };
+        let mut page = Page {
+            rows: Vec::new(),
+            count: 0,
+            looked: 0,
+            covered: part.span.clone(),
+            covered_tokens: part.tokens,
+            more: false,
+        };
         if part.span.is_empty() {
             return Ok(page);
         }
@@ -93,10 +101,10 @@ impl Page {
         rows: impl Iterator<Item = (&'a [u8], &'a Row)>,
     ) -> Option<&'a [u8]> {
         let rows_max = spec.rows_max.max(1);
-        let (mut looked, mut bytes) = (0, 0);
+        let mut bytes = 0;
         let mut last = None;
         for (key, row) in rows {
-            if looked == SCAN_LOOKED_MAX {
+            if self.looked == SCAN_LOOKED_MAX {
                 return last;
             }
             if part.wants(key) {
@@ -111,7 +119,7 @@ impl Page {
                     self.rows.push((Bytes::copy_from_slice(key), Row { value, version: row.version }));
                 }
             }
-            looked += 1;
+            self.looked += 1;
             last = Some(key);
         }
         None

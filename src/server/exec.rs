@@ -246,7 +246,8 @@ impl Call<'_> {
             bytes
         };
         let (page, mut read) = self.at(&point, &spec.span.start, |store| store.scan(&spec), measure)?;
-        read.scan = Some(v1::ScanCost { rows: page.rows.len() as u64, bytes, ..Default::default() });
+        let (rows, rows_scanned) = (page.rows.len() as u64, page.looked);
+        read.scan = Some(v1::ScanCost { rows, rows_scanned, bytes, ..Default::default() });
         metrics::counter!(telemetry::SCAN_ROWS_RETURNED_TOTAL).increment(page.rows.len() as u64);
         let rows = page.rows.into_iter().map(|(key, row)| v1::Row { key, value: row.value, version: row.version });
         Ok(v1::ScanReply {
