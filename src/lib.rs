@@ -73,6 +73,12 @@
 //! ([`placement::Sizing`]). Where to cut, only the partition's leader knows: it has the rows, and notes some of the keys
 //! that are asked for ([`placement::sizing::halve_work`]).
 //!
+//! # Merges
+//!
+//! The map marks two neighbours ([`placement::Merge`]). The leader of the left one has the right one sealed, takes in what it
+//! held with one entry of its log, and reports that; the map then forgets the right one, whose hosts destroy it. A merge
+//! that does not come about is withdrawn by a fence in the left one's log, after which the right one unseals itself.
+//!
 //! # Invariants
 //!
 //! 1. At any time at most one group may acknowledge a write for a key.

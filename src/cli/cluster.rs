@@ -43,6 +43,8 @@ pub enum PartitionCommand {
     Why(Why),
     /// Cut a partition in two, online
     Split(Split),
+    /// Make one of two neighbours, online
+    Merge(Merge),
     /// The partition that holds a key
     Show {
         /// Key
@@ -60,6 +62,29 @@ pub struct Split {
     /// First key of the new partition; without it, the middle of the partition
     #[arg(long, value_name = "KEY", allow_negative_numbers = true)]
     at: Option<OsString>,
+}
+
+/// Which partitions to merge.
+#[derive(Args, Debug)]
+pub struct Merge {
+    /// Id of one of them, such as p7
+    #[arg(value_parser = explain::partition_id)]
+    partition: u64,
+    /// Id of its neighbour on either side; without it, the one after it
+    #[arg(long, value_name = "ID", value_parser = explain::partition_id)]
+    with: Option<u64>,
+}
+
+async fn merge(args: &Merge, options: &Options, output: &mut Output) -> Result<(), Failure> {
+    let remote = Remote::connect(options).await?;
+    let reply = remote.merge_partition(args.partition, args.with.unwrap_or(0)).await?;
+    match output.format {
+        Format::Json => output.json(&json!({ "partition": reply.partition, "absorbed": reply.absorbed })),
+        Format::Plain => output.line(&reply.partition.to_string()),
+        Format::Table => {
+            output.line(&format!("p{} holds what p{} held, which is gone", reply.partition, reply.absorbed))
+        }
+    }
 }
 
 async fn split(args: &Split, options: &Options, output: &mut Output) -> Result<(), Failure> {
@@ -184,6 +209,7 @@ pub async fn partition(command: &PartitionCommand, options: &Options, output: &m
     match command {
         PartitionCommand::Why(args) => return explain::why(args, options, output).await,
         PartitionCommand::Split(args) => return split(args, options, output).await,
+        PartitionCommand::Merge(args) => return merge(args, options, output).await,
         PartitionCommand::List | PartitionCommand::Show { .. } => {}
     }
     let reply = Remote::connect(options).await?.keyspace(&options.keyspace).await?;

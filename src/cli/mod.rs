@@ -186,6 +186,7 @@ mod tests {
             "partition list --keyspace ids",
             "partition show 500 --keyspace ids",
             "partition why p7",
+            "partition merge p7 --with p8 -o json",
             "cluster doctor",
             "cluster doctor --if-lost n2,n5 -o json",
             "bench mixed --clients 8 --seconds 1 --read-percent 50 -o json",

@@ -149,6 +149,14 @@ impl Remote {
         Ok(self.client.admin().split_partition(request).await?)
     }
 
+    /// Makes one of two neighbours.
+    ///
+    /// # Errors
+    /// Why they were not merged.
+    pub async fn merge_partition(&self, partition: u64, with: u64) -> Result<v1::MergePartitionReply, Error> {
+        Ok(self.client.admin().merge_partition(partition, with).await?)
+    }
+
     /// One partition: how it is, and why.
     ///
     /// # Errors

@@ -105,6 +105,15 @@ impl Admin {
         self.call(|channel| async move { admin(channel).split_partition(request.clone()).await }).await
     }
 
+    /// Makes one of two neighbours, and waits until that is done; `with` 0 is the one after `partition`.
+    ///
+    /// # Errors
+    /// `INVALID_FIELD` when they cannot be merged; `OVERLOADED` when that was withdrawn; `DEADLINE_EXCEEDED` when it goes on.
+    pub async fn merge_partition(&self, partition: u64, with: u64) -> Result<v1::MergePartitionReply, Error> {
+        let request = v1::MergePartitionRequest { partition, with };
+        self.call(|channel| async move { admin(channel).merge_partition(request).await }).await
+    }
+
     /// One partition: how it is, what was decided about it lately, and why.
     ///
     /// # Errors

@@ -247,6 +247,7 @@ fn partition_of(partition: v1::Partition) -> Partition {
         birth: span.clone(),
         span,
         cut: None,
+        merge: None,
         epoch: Epoch { bounds: epoch.bounds, members: epoch.members },
         initializer: members.first().map_or(ReplicaId(0), |replica| replica.id),
         target: members.clone(),

@@ -175,6 +175,7 @@ impl World {
             leaving: Vec::new(),
             birth: part.span.clone(),
             cut: None,
+            merge: None,
         };
         MapDelta {
             cluster_id: "fake".into(),

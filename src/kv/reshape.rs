@@ -9,6 +9,7 @@
 //! * the epoch goes up by one with every change of the span, and with every fence;
 //! * what the left and the right of a split own together is what was owned before, and they share nothing;
 //! * a sealed partition owns nothing: it answers nobody, and what it holds does not change until it is unsealed;
+//! * of what maps say of a seal the newest counts: a late order of an older one changes nothing;
 //! * after a split both sides know every answer given before it; after a merge a write is judged new only if neither
 //!   side can have applied it.
 
@@ -53,7 +54,10 @@ pub enum Change {
         map_version: u64,
     },
     /// The span is owned again: the neighbour will not take it.
-    Unseal,
+    Unseal {
+        /// Version of the map that says so: it says nothing about a seal that the same or a newer one asked for.
+        map_version: u64,
+    },
     /// The neighbour to the right, sealed, becomes part of this one.
     Absorb {
         /// Its state, see [`Store::export`].
@@ -111,7 +115,10 @@ impl Reshape {
                 out.put(&[SEAL]);
                 put_u64(&mut out, *map_version);
             }
-            Change::Unseal => out.put(&[UNSEAL]),
+            Change::Unseal { map_version } => {
+                out.put(&[UNSEAL]);
+                put_u64(&mut out, *map_version);
+            }
             Change::Absorb { state } => {
                 out.put(&[ABSORB]);
                 put_bytes(&mut out, state);
@@ -134,7 +141,7 @@ impl Reshape {
         let change = match reader.u8()? {
             SPLIT => Change::Split(Box::new(Split::decode(&mut reader)?)),
             SEAL => Change::Seal { map_version: reader.u64()? },
-            UNSEAL => Change::Unseal,
+            UNSEAL => Change::Unseal { map_version: reader.u64()? },
             ABSORB => Change::Absorb { state: bytes.slice_ref(reader.bytes()?) },
             FENCE => Change::Fence,
             _ => return reader.fail("a change of bounds of an unknown kind"),
@@ -174,11 +181,11 @@ impl Store {
         let sealed = self.sealed();
         match &reshape.change {
             Change::Split(split) if sealed.is_none() => self.split(split),
-            Change::Seal { map_version } if sealed.is_none() => {
+            Change::Seal { map_version } if sealed.is_none_or(|at| at < *map_version) => {
                 self.bounds_mut().seal(Some(*map_version));
                 None
             }
-            Change::Unseal if sealed.is_some() => {
+            Change::Unseal { map_version } if sealed.is_some_and(|at| at < *map_version) => {
                 self.bounds_mut().seal(None);
                 None
             }

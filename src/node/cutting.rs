@@ -320,7 +320,7 @@ fn is_expected(map: &Map, split: &kv::Split, me: Replica) -> bool {
 }
 
 /// An entry that changes nothing.
-fn nothing() -> Bytes {
+pub(super) fn nothing() -> Bytes {
     kv::Command { stamp: 0, writes: Vec::new() }.encode()
 }
 

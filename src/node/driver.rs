@@ -4,7 +4,7 @@
 //! commands of its own log, and pushes every change of the map to every node. Any other member can take over at any
 //! moment: nothing of this is remembered outside the log.
 
-use super::{Node, machines::DriverMachine, observed::Observed};
+use super::{Node, machines::DriverMachine, merging, observed::Observed};
 use crate::{
     env,
     error::{Error, Outcome},
@@ -164,6 +164,7 @@ pub(super) async fn run(node: Weak<Node>, group: Group<DriverMachine>) {
             node.cut_large(&node.routing().map(), &health);
         }
         perform(&node, &group, decisions).await;
+        leading.merging.withdraw_late(&group).await;
         remove_departed(&group).await;
         push_map(&node, &group, &mut leading.known).await;
     }
@@ -215,6 +216,8 @@ struct Leading {
     /// The version of the map, and what was known of nodes, when there was nothing to do: until one of them changes, there
     /// is nothing to do. With many partitions to plan is work.
     settled: Option<(u64, BTreeMap<NodeId, [bool; 3]>)>,
+    /// Merges that are under way.
+    merging: merging::UnderWay,
 }
 
 impl Leading {

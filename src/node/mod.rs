@@ -20,6 +20,7 @@ mod hosting;
 pub mod identity;
 mod liveness;
 mod machines;
+mod merging;
 mod observed;
 mod office;
 pub mod partition;
@@ -141,6 +142,7 @@ impl Node {
         node.endpoint.register(Kind::Leader, Arc::new(steward::LeaderService(Weak::clone(&weak))));
         node.endpoint.register(Kind::Ping, Arc::new(liveness::PingService));
         node.endpoint.register(Kind::Cut, Arc::new(cutting::CutService(Weak::clone(&weak))));
+        node.endpoint.register(Kind::Merge, Arc::new(merging::MergeService(Weak::clone(&weak))));
         for kind in [Kind::Load, Kind::Ask] {
             node.endpoint.register(kind, Arc::new(observed::ObservedService(Weak::clone(&weak), kind)));
         }

@@ -1,7 +1,7 @@
 //! What a node does for the groups that it leads: it tells everybody that it leads them, brings their members to what
 //! the map asks for, and reports to the placement driver what they have become.
 
-use super::{Node, liveness};
+use super::{Node, liveness, merging};
 use crate::{
     error::Hint,
     key::{DRIVER, NodeId, PartitionId, Replica},
@@ -190,6 +190,8 @@ enum Odds {
     Cut,
     /// It was split off this partition, and the map does not name it yet.
     Born(PartitionId),
+    /// It is being merged with a neighbour, or was to be.
+    Merge(merging::Step),
 }
 
 impl Node {
@@ -250,6 +252,10 @@ impl Node {
         if let Some(to) = self.resigns(map).then(|| self.successor(map, &status)).flatten() {
             return Some(Odds::HandOver(to));
         }
+        // Before members, which may take long: clients wait for it.
+        if let Some(step) = self.merge_step(map, partition) {
+            return Some(Odds::Merge(step));
+        }
         let set = |replicas: &[Replica]| replicas.iter().copied().collect::<BTreeSet<_>>();
         let settled = !status.joint && status.learners.is_empty();
         let reached = settled && set(&status.voters) == set(&partition.target);
@@ -286,10 +292,13 @@ impl Node {
 
     /// Does the next thing for one led group.
     async fn settle(&self, id: PartitionId) {
-        match self.odds(&self.routing.map(), id) {
+        // What is to be done belongs to the map that it follows from.
+        let map = self.routing.map();
+        match self.odds(&map, id) {
             None | Some(Odds::Uncommitted) => {}
-            Some(Odds::Cut) => self.propose_cut(&self.routing.map(), id).await,
+            Some(Odds::Cut) => self.propose_cut(&map, id).await,
             Some(Odds::Born(parent)) => self.report_child(parent, id).await,
+            Some(Odds::Merge(step)) => self.take_step(&map, id, step).await,
             Some(Odds::HandOver(to)) => self.ask_successor(id, to).await,
             Some(Odds::Members(target, after)) => {
                 tracing::info!(partition = %id, ?target, "changing members");

@@ -73,6 +73,32 @@ pub enum Command {
         /// The child.
         child: PartitionId,
     },
+    /// Asks that two neighbours become one.
+    Merge {
+        /// The left one, which stays, and the right one, both at rest.
+        pair: [PartitionId; 2],
+        /// Their epochs of bounds when this was decided.
+        bounds: [u64; 2],
+    },
+    /// Withdraws a merge that does not come about.
+    Unmerge {
+        /// The left one and the right one.
+        pair: [PartitionId; 2],
+    },
+    /// The left one has taken in the right one, told by the leader of the left one.
+    Merged {
+        /// The left one and the right one.
+        pair: [PartitionId; 2],
+        /// Epoch of bounds of the left one since then.
+        bounds: u64,
+    },
+    /// The left one will not take in the right one any more, told by the leader of the left one.
+    Unmerged {
+        /// The left one and the right one.
+        pair: [PartitionId; 2],
+        /// Epoch of bounds of the left one since then.
+        bounds: u64,
+    },
 }
 
 /// A process that wants to be a node.
@@ -197,6 +223,11 @@ pub enum Reply {
         /// The child.
         child: PartitionId,
     },
+    /// The two will become one, unless that is withdrawn.
+    Merging {
+        /// Version of the map that was the first to ask for it.
+        since: u64,
+    },
 }
 
 /// What [`super::State::apply`] says to a command.
@@ -315,6 +346,16 @@ pub enum Refusal {
         /// What is wrong.
         why: String,
     },
+    /// Two partitions cannot become one.
+    #[error("{left} and {right} cannot be merged: {why}")]
+    MergeImpossible {
+        /// The left one.
+        left: PartitionId,
+        /// The right one.
+        right: PartitionId,
+        /// What is wrong.
+        why: String,
+    },
 }
 
 /// A request field that can be wrong in itself.
@@ -388,6 +429,9 @@ impl From<Refusal> for Error {
             Refusal::StandingRefused { node, .. } => Self::new(Reason::NodeNeeded, message).with("node", node),
             Refusal::NoNodeForReplicas => Self::new(Reason::NodeNeeded, message),
             Refusal::CutImpossible { partition, .. } => Self::field("at", message).with("partition", partition),
+            Refusal::MergeImpossible { left, right, .. } => {
+                Self::field("with", message).with("left", left).with("right", right)
+            }
             Refusal::ReportInvalid { partition, .. } => {
                 Self::new(Reason::Internal, message).with("partition", partition)
             }

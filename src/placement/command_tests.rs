@@ -45,23 +45,31 @@ fn commands() -> Vec<Command> {
         Command::SetStanding { node: NodeId(4), standing: Standing::Leaving },
         Command::Divide { partition: PartitionId(3), bounds: 2, at: Bytes::from_static(b"m") },
         Command::Divided { partition: PartitionId(3), child: PartitionId(9) },
+        Command::Merge { pair: [PartitionId(3), PartitionId(9)], bounds: [2, 1] },
+        Command::Unmerge { pair: [PartitionId(3), PartitionId(9)] },
+        Command::Merged { pair: [PartitionId(3), PartitionId(9)], bounds: 3 },
+        Command::Unmerged { pair: [PartitionId(3), PartitionId(9)], bounds: 3 },
     ]
 }
 
 #[test]
 fn command_bytes_are_golden_and_come_back() {
     let golden = [
-        "0200026331026331017503683a31017adc0b01ac020103",
-        "0201026331017503683a31017adc0b01ac0201",
-        "0202026b7301e807010300080102",
-        "0202026b730000030101016d0102",
-        "0203026b73",
-        "02040709010804",
-        "020500070102020405",
-        "020501070809",
-        "02060403",
-        "02070302016d",
-        "02080309",
+        "0300026331026331017503683a31017adc0b01ac020103",
+        "0301026331017503683a31017adc0b01ac0201",
+        "0302026b7301e807010300080102",
+        "0302026b730000030101016d0102",
+        "0303026b73",
+        "03040709010804",
+        "030500070102020405",
+        "030501070809",
+        "03060403",
+        "03070302016d",
+        "03080309",
+        "030903090201",
+        "030a0309",
+        "030b030903",
+        "030c030903",
     ];
     let bytes: Vec<Bytes> = commands().iter().map(Command::encode).collect();
     assert_eq!(bytes.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>(), golden);
@@ -92,6 +100,8 @@ fn refusals() -> Vec<(Refusal, Reason)> {
             Reason::NodeNeeded,
         ),
         (Refusal::NoNodeForReplicas, Reason::NodeNeeded),
+        (Refusal::CutImpossible { partition, at: why(), why: why() }, Reason::InvalidField),
+        (Refusal::MergeImpossible { left: partition, right: PartitionId(8), why: why() }, Reason::InvalidField),
     ]
 }
 
@@ -114,33 +124,37 @@ fn answer_bytes_are_golden_and_come_back() {
         Reply::Stepped,
         Reply::StandingSet { standing: Standing::Draining, changed: true },
         Reply::Dividing { child: PartitionId(9) },
+        Reply::Merging { since: 300 },
     ];
     let answers: Vec<Answer> =
         replies.into_iter().map(Ok).chain(refusals().into_iter().map(|(refusal, _)| Err(refusal))).collect();
     let golden = [
-        "020000016301",
-        "0200010500",
-        "02000202026b730000030801010177",
-        "02000301",
-        "02000401",
-        "020005",
-        "0200060201",
-        "02000709",
-        "020100",
-        "0201010377687903776879",
-        "020102037768790103776879",
-        "0201030377687905",
-        "0201040803776879",
-        "02010503776879",
-        "0201060377687903776879",
-        "0201070377687905",
-        "02010807",
-        "0201090703776879",
-        "02010a0703776879",
-        "02010b05",
-        "02010c05",
-        "02010d05000303776879",
-        "02010e",
+        "030000016301",
+        "0300010500",
+        "03000202026b730000030801010177",
+        "03000301",
+        "03000401",
+        "030005",
+        "0300060201",
+        "03000709",
+        "030008ac02",
+        "030100",
+        "0301010377687903776879",
+        "030102037768790103776879",
+        "0301030377687905",
+        "0301040803776879",
+        "03010503776879",
+        "0301060377687903776879",
+        "0301070377687905",
+        "03010807",
+        "0301090703776879",
+        "03010a0703776879",
+        "03010b05",
+        "03010c05",
+        "03010d05000303776879",
+        "03010e",
+        "03010f070377687903776879",
+        "030110070803776879",
     ];
     let bytes: Vec<Bytes> = answers.iter().map(encode_answer).collect();
     assert_eq!(bytes.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>(), golden);

@@ -37,7 +37,7 @@ impl State {
             return impossible("that does not lie between its first and its last position");
         }
         if !known.is_at_rest() {
-            return Err(Refusal::StepOutdated { partition: id, why: "its members are changing".to_owned() });
+            return Err(Refusal::StepOutdated { partition: id, why: "another change of it is under way".to_owned() });
         }
         if self.map().partitions().len() >= limits::PARTITIONS_MAX {
             let what = "partitions".to_owned();

@@ -1,8 +1,11 @@
 //! What is not as it should be, and what would still work without certain nodes. Looks at the map alone, so any node
 //! can answer, also when the placement driver cannot.
 
-use super::map::{Map, Partition, Phase};
-use crate::key::{DRIVER, NodeId, PartitionId};
+use super::{
+    map::{Map, Partition, Phase},
+    merging::Duty,
+};
+use crate::key::{DRIVER, NodeId, PartitionId, printable};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Partitions named in one line for people.
@@ -185,7 +188,17 @@ pub fn explain(map: &Map, partition: &Partition, alive: &BTreeSet<NodeId>, leade
         let dead = list(&dead);
         found.push(format!("{dead} out of contact: what was there is built anew elsewhere after `down_after`"));
     }
-    if partition.phase == Phase::Active && !partition.is_at_rest() {
+    if let Some(cut) = &partition.cut {
+        let (child, at) = (cut.child, printable(&cut.at));
+        found.push(format!("it is to be cut at {at}, into itself and {child}; its leader does that"));
+    } else if let Some(merge) = &partition.merge {
+        let with = merge.with;
+        found.push(match merge.duty {
+            Duty::Absorb => format!("it is to take in {with}; its leader does that"),
+            Duty::Fence => format!("it was to take in {with}, and that is being withdrawn; its leader does that"),
+            Duty::Yield => format!("{with} is to take it in; until that is done or withdrawn, requests wait"),
+        });
+    } else if partition.phase == Phase::Active && !partition.is_at_rest() {
         let (from, to) = (list(&members), list(&target));
         found.push(format!("its members are to change from {from} to {to}; its leader does that"));
     }

@@ -28,6 +28,10 @@ pub const NODES_MAX: usize = 10_000;
 pub const KEYSPACES_MAX: usize = 1_024;
 /// Most partitions at one time.
 pub const PARTITIONS_MAX: usize = 200_000;
+/// Most bytes of rows and remembered answers of a partition that is merged into its neighbour. They travel as one entry of a
+/// log: in one frame between nodes, of which at most 32 MiB may wait, and in one write to the disk, while clients of the
+/// partition wait.
+pub const MERGE_BYTES_MAX: u64 = 8 << 20;
 /// The keyspace that always exists.
 pub const DEFAULT_KEYSPACE: &str = "default";
 

@@ -8,7 +8,7 @@
 //! * the version only goes up; equal versions of one cluster are equal maps;
 //! * a partition that a newer map no longer names is gone for good.
 
-use super::DecodeError;
+use super::{DecodeError, merging::Merge};
 use crate::key::{
     DRIVER, Epoch, KeyKind, KeyspaceId, Layout, NodeId, PartitionId, Replica, ReplicaId, SEED_INDEX, Span,
 };
@@ -162,15 +162,17 @@ pub struct Partition {
     pub birth: Span,
     /// How it is to be cut in two, once its log has decided that.
     pub cut: Option<Cut>,
+    /// How it and a neighbour are to become one, once their logs have decided that.
+    pub merge: Option<Merge>,
 }
 
 impl Partition {
-    /// Whether the members are the target, nothing is in doubt and no cut is asked for: no change is under way.
+    /// Whether the members are the target, nothing is in doubt and no cut or merge is asked for: no change is under way.
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
         let set = |replicas: &[Replica]| replicas.iter().copied().collect::<BTreeSet<_>>();
-        let still = self.phase == Phase::Active && self.leaving.is_empty() && self.cut.is_none();
-        still && set(&self.members) == set(&self.target)
+        let whole = self.cut.is_none() && self.merge.is_none();
+        whole && self.phase == Phase::Active && self.leaving.is_empty() && set(&self.members) == set(&self.target)
     }
 
     /// The partition that its cut will make, if it is to be cut.
@@ -485,6 +487,7 @@ impl Map {
         let mut used = BTreeMap::new();
         for partition in self.partitions.values() {
             self.check_replicas(partition)?;
+            self.check_merge(partition)?;
             let unborn = partition.cut.iter().flat_map(|cut| cut.members.iter().copied());
             for replica in partition.replicas().chain(unborn) {
                 if used.insert(replica.id, partition.id).is_some() {

@@ -18,6 +18,7 @@ fn partition(id: u64, start: &'static str, end: Option<&'static str>) -> Partiti
         leaving: Vec::new(),
         birth: Span::all(),
         cut: None,
+        merge: None,
     }
 }
 
@@ -172,13 +173,13 @@ fn a_map_survives_its_bytes() {
 fn delta_bytes_are_golden() {
     let delta = MapDelta { keyspaces_removed: vec![K], partitions_removed: vec![PartitionId(300)], ..change(4, 5) };
     let full = map().full();
-    assert_eq!(hex(&delta.encode()), "020163010405000000010301ac02");
+    assert_eq!(hex(&delta.encode()), "030163010405000000010301ac02");
     assert_eq!(
         hex(&full.encode()),
         [
-            "02016300040101017503683a31017ae80700000103057573657273000001030103000101640102010a01",
-            "010a01010a000000000203016401016d01020114010114010114000000000303016d000102011e01011e",
-            "01011e000000000000",
+            "03016300040101017503683a31017ae80700000103057573657273000001030103000101640102010a01",
+            "010a01010a00000000000203016401016d0102011401011401011400000000000303016d000102011e01",
+            "011e01011e00000000000000",
         ]
         .concat()
     );

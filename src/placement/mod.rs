@@ -19,6 +19,7 @@ pub mod journal;
 pub mod limits;
 pub mod load;
 pub mod map;
+mod merging;
 pub mod plan;
 pub mod ring;
 pub mod sizing;
@@ -29,6 +30,7 @@ pub use balance::Balancer;
 pub use command::{Answer, Command, CreateKeyspace, Cuts, Refusal, RegisterNode, Reply, Step};
 pub use load::{Loads, PartitionLoad};
 pub use map::{Cut, Fit, Keyspace, Map, MapDelta, Node, Partition, Phase, Standing};
+pub use merging::{Duty, Merge};
 pub use plan::{Decision, Health, Liveness, driver_replicas, plan};
 pub use ring::{Placer, Ring};
 pub use sizing::Sizing;
@@ -40,7 +42,7 @@ use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Format of every encoding of this module, its first byte. Fields are never reordered within one format.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 
 /// Bytes that are not what they should be.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

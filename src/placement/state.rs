@@ -134,6 +134,10 @@ impl State {
             Command::SetStanding { node, standing } => self.set_standing(node, standing, &mut change),
             Command::Divide { partition, bounds, at } => self.divide(partition, bounds, at, &mut change),
             Command::Divided { partition, child } => self.divided(partition, child, &mut change),
+            Command::Merge { pair, bounds } => self.merge(pair, bounds, &mut change),
+            Command::Unmerge { pair } => self.unmerge(pair, &mut change),
+            Command::Merged { pair, bounds } => self.end_merge(pair, bounds, true, &mut change),
+            Command::Unmerged { pair, bounds } => self.end_merge(pair, bounds, false, &mut change),
         };
         assert!(answer.is_ok() || change.len() == 0, "a refused command changes nothing");
         if change.len() > 0 {
@@ -237,6 +241,11 @@ impl State {
         self.map.put_partitions(partitions);
     }
 
+    pub(super) fn remove_partition(&mut self, id: PartitionId, change: &mut Change) {
+        change.partitions.insert(id);
+        self.map.remove_partition(id);
+    }
+
     fn put_keyspace(&mut self, keyspace: Keyspace, change: &mut Change) {
         change.keyspaces.insert(keyspace.id);
         self.map.put_keyspace(keyspace);
@@ -286,6 +295,7 @@ impl State {
             leaving: Vec::new(),
             birth: Span::all(),
             cut: None,
+            merge: None,
         };
         self.put_partition(partition, change);
         let name = limits::DEFAULT_KEYSPACE.to_owned();
@@ -425,6 +435,7 @@ impl State {
                 leaving: Vec::new(),
                 birth: span.clone(),
                 cut: None,
+                merge: None,
             });
         }
         self.map.put_partitions(partitions);
@@ -518,8 +529,8 @@ impl State {
         if let Some(node) = nodes.iter().find(|node| !self.map.nodes().contains_key(node)) {
             return outdated(format!("{node} does not exist"));
         }
-        if known.cut.is_some() {
-            return outdated("it is being cut".to_owned());
+        if known.cut.is_some() || known.merge.is_some() {
+            return outdated("it is being cut or merged".to_owned());
         }
         let mut partition = known.clone();
         if known.is_at_rest() {

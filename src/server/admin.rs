@@ -143,6 +143,16 @@ impl AdminService {
         let child = node.divide(id, at, Instant::now() + DRIVER_DEADLINE).await?;
         Ok(v1::SplitPartitionReply { partition: id.0, child: child.0 })
     }
+
+    async fn merge(&self, request: v1::MergePartitionRequest) -> Result<v1::MergePartitionReply, Error> {
+        if request.partition == 0 {
+            return Err(Error::field("partition", "name a partition; `meridian partition list` shows all"));
+        }
+        let with = (request.with != 0).then_some(PartitionId(request.with));
+        let deadline = Instant::now() + DRIVER_DEADLINE;
+        let [left, right] = self.node()?.merge(PartitionId(request.partition), with, deadline).await?;
+        Ok(v1::MergePartitionReply { partition: left.0, absorbed: right.0 })
+    }
 }
 
 /// How a node stands, and what stands in its way, as this node sees it now.
@@ -326,6 +336,13 @@ impl Admin for AdminService {
         request: Request<v1::SplitPartitionRequest>,
     ) -> Result<Response<v1::SplitPartitionReply>, Status> {
         self.split(request.into_inner()).await.map(Response::new).map_err(|error| status_of(&error))
+    }
+
+    async fn merge_partition(
+        &self,
+        request: Request<v1::MergePartitionRequest>,
+    ) -> Result<Response<v1::MergePartitionReply>, Status> {
+        self.merge(request.into_inner()).await.map(Response::new).map_err(|error| status_of(&error))
     }
 
     async fn explain_partition(

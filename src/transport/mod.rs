@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! * frames from one node to another arrive in the order sent, or not at all (a gap is possible, a swap is not); only
-//!   [`Kind::RaftSnapshot`] may overtake and be overtaken by other kinds;
+//!   kinds that may be long ([`Kind::is_bulk`]) may overtake and be overtaken by others;
 //! * sending never blocks: a full queue or a lost connection drops frames, and every call has a deadline.
 
 pub mod endpoint;
@@ -51,11 +51,13 @@ pub enum Kind {
     Ask = 13,
     /// A question to a partition's leader where it would be cut.
     Cut = 14,
+    /// A question to a partition's leader how much it holds; to be merged, it is sealed and answers with all of it.
+    Merge = 15,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Ping,
         Self::RaftAppend,
         Self::RaftVote,
@@ -70,12 +72,13 @@ impl Kind {
         Self::Load,
         Self::Ask,
         Self::Cut,
+        Self::Merge,
     ];
 
     /// Whether frames of this kind have a lane of their own, apart from all others: they may be long.
     #[must_use]
     pub const fn is_bulk(self) -> bool {
-        matches!(self, Self::RaftSnapshot)
+        matches!(self, Self::RaftSnapshot | Self::Merge)
     }
 
     /// The kind with this number on the wire.

@@ -69,6 +69,8 @@ pub(crate) enum Fault {
     Transfer { work: usize, partition: u32 },
     /// A partition is cut in its middle.
     Divide { work: usize, partition: u32 },
+    /// A partition and the one after it become one.
+    Merge { work: usize, partition: u32 },
     /// A node takes snapshots of all it holds.
     Snapshot { target: Target },
     /// One more node.
@@ -101,6 +103,7 @@ impl Fault {
             Self::ClockRate { .. } => "clock-rate",
             Self::Transfer { .. } => "transfer",
             Self::Divide { .. } => "divide",
+            Self::Merge { .. } => "merge",
             Self::Snapshot { .. } => "snapshot",
             Self::Join => "join",
             Self::Keyspace { .. } => "keyspace",

@@ -56,6 +56,7 @@ fn look(world: &World, seen: &mut Seen, failures: &Failures) {
         let map = life.node.routing().map();
         if map.version() > 0 && seen.map_at.insert((n, lives), map.version()) != Some(map.version()) {
             seen.look_at_map(n, &map, failures);
+            world.note_owned(&map);
         }
         if let Some(group) = life.node.driver_group() {
             let (at, digest) = group.read(|m, at| (at, fnv(1, &m.state().encode())));

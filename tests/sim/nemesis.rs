@@ -12,6 +12,7 @@ use crate::{
 };
 use meridian::{
     env::{Scope, spawn},
+    error::Reason,
     key::{DRIVER, KeyKind, Layout, NodeId, PartitionId},
     log::memory::{FailedSync, Lose, SyncTime},
     node::CutAt,
@@ -222,6 +223,7 @@ impl Nemesis {
             }
             Fault::Transfer { work, partition } => hit(self.transfer(*work, *partition)?),
             Fault::Divide { work, partition } => hit(self.divide(*work, *partition)?),
+            Fault::Merge { work, partition } => hit(self.merge(*work, *partition)?),
             Fault::Snapshot { target } => hit(self.snapshot(target)?),
             Fault::Join => self.join()?,
             Fault::Keyspace { name, hashed, partitions } => {
@@ -454,6 +456,25 @@ impl Nemesis {
             spawn(async move {
                 if life.node.divide(id, CutAt::Middle(Halve::Bytes), Instant::now() + DRIVE_DEADLINE).await.is_ok() {
                     world.count("divided");
+                }
+            })
+        });
+        Some(n)
+    }
+
+    /// Has a partition and the one after it become one, which may be in vain; returns the node that was asked.
+    fn merge(&self, work: usize, partition: u32) -> Option<u64> {
+        let world = self.0.world.clone();
+        let id = self.partition(work, partition)?;
+        let n = *world.awake().first()?;
+        let life = world.life(n)?;
+        let scope = Arc::clone(&life.scope);
+        scope.enter(|| {
+            spawn(async move {
+                match life.node.merge(id, None, Instant::now() + DRIVE_DEADLINE).await {
+                    Ok(_) => world.count("merged"),
+                    Err(error) if error.reason == Reason::Overloaded => world.count("merges-withdrawn"),
+                    Err(error) => world.note(format_args!("{id} is not merged: {error}")),
                 }
             })
         });

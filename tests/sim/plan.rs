@@ -371,6 +371,10 @@ pub(crate) fn fault(rng: &mut StdRng, kind: &str, nodes: u64, workloads: &[Work]
             let (work, partition) = partition(rng, workloads);
             Fault::Divide { work, partition }
         }
+        "merge" => {
+            let (work, partition) = partition(rng, workloads);
+            Fault::Merge { work, partition }
+        }
         "snapshot" => Fault::Snapshot { target },
         "join" => Fault::Join,
         "keyspace" => Fault::Keyspace {

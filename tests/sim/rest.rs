@@ -95,8 +95,20 @@ impl World {
         map.partitions_of(keyspace.id).map(of).collect()
     }
 
-    /// Whether all replicas that run have applied the same and are the same.
+    /// Whether all replicas that run have applied the same, are the same and own what the map says.
     fn check_same(&self, nodes: &[Arc<Node>], id: PartitionId) -> Result<(), String> {
+        let map = nodes[0].routing().map();
+        let shape = |node: &Node| {
+            let owned = node.partition(id)?.group().read(|m, _| {
+                let store = m.store();
+                (store.sealed(), store.epoch(), store.span().clone())
+            });
+            let named = map.partition(id).map(|named| (None, named.epoch.bounds, named.span.clone()));
+            (named.as_ref() != Some(&owned)).then_some((owned, named))
+        };
+        if let Some((owned, named)) = nodes.iter().find_map(|node| shape(node)) {
+            return Err(format!("{id} owns {owned:?}, and the map says {named:?}"));
+        }
         let mut states = Vec::new();
         for node in nodes {
             if id == DRIVER {
@@ -113,7 +125,7 @@ impl World {
                 }));
             }
         }
-        let wanted = nodes[0].routing().map().partition(id).map_or(0, |partition| {
+        let wanted = map.partition(id).map_or(0, |partition| {
             // A change that waits for a node that is lost has added the others already.
             partition.replicas().filter(|replica| nodes.iter().any(|node| node.id() == replica.node)).count()
         });

@@ -15,6 +15,7 @@ use meridian::{
     env::spawn,
     key::{Layout, PartitionId, position},
     log::memory::{Lose, SyncTime},
+    placement::Map,
     proof::{
         check::{Verdict, replicas},
         door::Door,
@@ -278,7 +279,7 @@ impl Course {
             let (verdicts, failures) = judged(work.workload, &events);
             failures.into_iter().for_each(|failure| self.failures.add(failure));
             if let Some(map) = &map {
-                owned(map, work, &events, &self.failures);
+                owned(&self.world, map, work, &events, &self.failures);
             }
             let sum = Summary::of(&events);
             for (name, count) in &sum.ops {
@@ -310,15 +311,14 @@ async fn ask(world: &World, n: u64, op: Op) -> Result<(), String> {
     }
 }
 
-/// Whoever answered for a key has owned it: it does, or did before it was cut.
-fn owned(map: &meridian::placement::Map, work: &Work, events: &[Event], failures: &Failures) {
+/// Whoever answered for a key has owned it: it does, or did before it was cut or merged.
+fn owned(world: &World, map: &Map, work: &Work, events: &[Event], failures: &Failures) {
     let Some(space) = map.keyspace_by_name(work.keyspace()) else { return };
     for event in events.iter().filter(|event| event.kind == Kind::Ok && event.process != Process::Nemesis) {
         let part = event.srv.as_ref().and_then(|srv| srv.part);
         let (Some(key), Some(part)) = (&event.key, part) else { continue };
         let position = position(space.layout, &key.clone().into());
-        let answered = map.partition(PartitionId(part)).filter(|p| p.keyspace == space.id);
-        if !answered.is_some_and(|partition| partition.birth.contains(&position)) {
+        if !world.has_owned(space.id, PartitionId(part), &position) {
             let what = format!("{part} answered for {key}, which it never owned: event {}", event.index);
             failures.add(Failure::new("not-the-owner", what));
         }

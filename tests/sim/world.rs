@@ -7,7 +7,7 @@ use crate::{
 };
 use meridian::{
     env::{Clock, Scope, spawn},
-    key::{DRIVER, KeyKind, Layout, NodeId},
+    key::{DRIVER, KeyKind, KeyspaceId, Layout, NodeId, PartitionId, Span},
     log::{
         LogEngine as _, NodeMeta as _,
         memory::{Lose, MemoryLog, SyncTime},
@@ -151,6 +151,8 @@ struct Inner {
     machines: Mutex<BTreeMap<u64, Machine>>,
     /// What has happened, by name.
     counts: Mutex<BTreeMap<String, u64>>,
+    /// What maps have given to partitions, also to those that are gone.
+    owned: Mutex<BTreeMap<(KeyspaceId, PartitionId), Vec<Span>>>,
     rng: Mutex<StdRng>,
     seed: u64,
     settings: Settings,
@@ -200,6 +202,7 @@ pub(crate) fn simulate_noting_panics<T>(
             trace: Trace::new(settings.keep_trace),
             machines: Mutex::default(),
             counts: Mutex::default(),
+            owned: Mutex::default(),
             rng: Mutex::new(stream(seed, "world")),
             seed,
             settings,
@@ -439,6 +442,23 @@ impl World {
         *self.0.counts.lock().unwrap().entry(what.to_owned()).or_default() += 1;
     }
 
+    /// Notes what a map gives to its partitions.
+    pub(crate) fn note_owned(&self, map: &Map) {
+        let mut owned = self.0.owned.lock().unwrap();
+        for partition in map.partitions().values() {
+            let spans = owned.entry((partition.keyspace, partition.id)).or_default();
+            if !spans.contains(&partition.span) {
+                spans.push(partition.span.clone());
+            }
+        }
+    }
+
+    /// Whether a map has ever given this position to a partition.
+    pub(crate) fn has_owned(&self, keyspace: KeyspaceId, partition: PartitionId, position: &[u8]) -> bool {
+        let owned = self.0.owned.lock().unwrap();
+        owned.get(&(keyspace, partition)).is_some_and(|spans| spans.iter().any(|span| span.contains(position)))
+    }
+
     /// What has happened.
     pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
         self.0.counts.lock().unwrap().clone()
@@ -524,7 +544,7 @@ impl World {
     }
 
     /// The node that leads a partition of `default`, as those that run say.
-    pub(crate) fn leader_of(&self, id: meridian::key::PartitionId) -> Option<u64> {
+    pub(crate) fn leader_of(&self, id: PartitionId) -> Option<u64> {
         let leads = |n: &u64| match self.life(*n) {
             Some(life) if id == DRIVER => life.node.driver_group().is_some_and(|group| group.is_leader()),
             Some(life) => life.node.partition(id).is_some_and(|partition| partition.group().is_leader()),
@@ -534,7 +554,7 @@ impl World {
     }
 
     /// The only partition of a keyspace.
-    pub(crate) fn partition_of(&self, keyspace: &str) -> meridian::key::PartitionId {
+    pub(crate) fn partition_of(&self, keyspace: &str) -> PartitionId {
         let map = self.node(self.running()[0]).routing().map();
         let keyspace = map.keyspace_by_name(keyspace).unwrap_or_else(|| panic!("no keyspace {keyspace}"));
         map.partitions_of(keyspace.id).next().unwrap().id

@@ -50,7 +50,7 @@ fn every_change_survives_its_encoding() {
     let changes = [
         split_at(b"m"),
         Change::Seal { map_version: 4 },
-        Change::Unseal,
+        Change::Unseal { map_version: 5 },
         Change::Absorb { state: Bytes::from_static(b"state") },
         Change::Fence,
     ];
@@ -136,7 +136,12 @@ fn a_sealed_partition_answers_nobody_and_says_so_after_a_snapshot() {
     restore.feed(&store.export()).unwrap();
     let mut restored = restore.finish().unwrap();
     assert_eq!((restored.sealed(), restored.epoch(), restored.digest()), (Some(12), 1, store.digest()));
-    reshape(&mut restored, Change::Unseal);
+    reshape(&mut restored, Change::Unseal { map_version: 12 });
+    assert_eq!(restored.sealed(), Some(12), "that map wants the seal");
+    reshape(&mut restored, Change::Seal { map_version: 14 });
+    reshape(&mut restored, Change::Unseal { map_version: 13 });
+    assert_eq!(restored.sealed(), Some(14), "a newer map asked for it again");
+    reshape(&mut restored, Change::Unseal { map_version: 15 });
     assert!(restored.get(&"k0001".into()).unwrap().is_some());
 }
 
