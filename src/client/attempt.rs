@@ -137,7 +137,8 @@ impl<C: Caller> Router<C> {
             if let Some(hint) = hint {
                 self.routing().learn(&hint);
                 if elsewhere && hint.map_version > map.version() {
-                    self.refresh(map.version()).await;
+                    let deadline = (Instant::now() + REFRESH_MAX).min(job.deadline);
+                    self.refresh_until(map.version(), deadline).await;
                     tries.moved(self.routing().look().version() > map.version());
                 }
             }
@@ -265,10 +266,6 @@ impl<C: Caller> Router<C> {
         tokio::time::sleep_until(now + pause).await;
         tries.begin_round();
         Ok(())
-    }
-
-    async fn refresh(&self, than: u64) {
-        self.refresh_until(than, Instant::now() + REFRESH_MAX).await;
     }
 
     pub(crate) async fn refresh_until(&self, than: u64, deadline: Instant) {
