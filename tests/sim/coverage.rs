@@ -56,8 +56,19 @@ impl Coverage {
         for name in ["leader-changes", "snapshot-installs", "follower-reads", "repeated"] {
             want(name, self.seeds);
         }
-        for name in ["joined", "refused-to-start", "ended-by-disk", "keyspaces-created", "keyspaces-dropped", "divided"]
-        {
+        for name in [
+            "joined",
+            "refused-to-start",
+            "ended-by-disk",
+            "keyspaces-created",
+            "keyspaces-dropped",
+            "divided",
+            "stands/draining",
+            "left",
+            "lost-and-rebuilt",
+            "lost-and-removed",
+            "returned-late",
+        ] {
             want(name, 1);
         }
         for f in ["write", "cas", "delete", "incr", "batch"] {

@@ -65,6 +65,14 @@ pub(crate) enum Fault {
     WallClock { target: Target, jump_ms: i64 },
     /// The clocks go wrong by so many millionths.
     ClockRate { target: Target, ppm: i64 },
+    /// A node hands over what it leads and gets nothing new, until the time is over.
+    Drain { target: Target },
+    /// A node is asked to leave for good.
+    Decommission { target: Target },
+    /// A node dies with its disk and never comes back.
+    Lose { target: Target },
+    /// A node is away for longer than it takes to build its replicas anew, and comes back with its disk.
+    Absent { target: Target },
     /// Leadership of a partition is handed on.
     Transfer { work: usize, partition: u32 },
     /// A partition is cut in its middle.
@@ -101,6 +109,10 @@ impl Fault {
             Self::BitRot { .. } => "bit-rot",
             Self::WallClock { .. } => "wall-clock",
             Self::ClockRate { .. } => "clock-rate",
+            Self::Drain { .. } => "drain",
+            Self::Decommission { .. } => "decommission",
+            Self::Lose { .. } => "lose",
+            Self::Absent { .. } => "absent",
             Self::Transfer { .. } => "transfer",
             Self::Divide { .. } => "divide",
             Self::Merge { .. } => "merge",

@@ -20,6 +20,7 @@ mod invariants;
 mod keep;
 mod keyspaces;
 mod nemesis;
+mod operator;
 mod plan;
 #[cfg(feature = "planted")]
 mod planted;

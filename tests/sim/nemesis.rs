@@ -7,13 +7,14 @@
 
 use crate::{
     faults::{Fault, Target, Way},
+    operator::Operator,
     plan::{Plan, Planned},
     world::World,
 };
 use meridian::{
     env::{Scope, spawn},
     error::Reason,
-    key::{DRIVER, KeyKind, Layout, NodeId, PartitionId},
+    key::{DRIVER, KeyKind, Layout, NodeId, PartitionId, ReplicaId},
     log::memory::{FailedSync, Lose, SyncTime},
     node::CutAt,
     placement::{Command, CreateKeyspace, Cuts, Reply, sizing::Halve},
@@ -52,6 +53,10 @@ struct Active {
     disks: Vec<u64>,
     full: Vec<u64>,
     rates: Vec<u64>,
+    /// Nodes that may be draining.
+    drained: Vec<u64>,
+    /// Nodes that are away, and the replicas that the map gave them.
+    absent: Vec<(u64, BTreeSet<ReplicaId>)>,
     links: bool,
     /// Nodes it hit, for the histories.
     nodes: Vec<u64>,
@@ -67,12 +72,15 @@ struct Inner {
     recorders: Vec<Arc<Recorder>>,
     active: Mutex<BTreeMap<usize, Active>>,
     joining: AtomicBool,
+    operator: Operator,
 }
 
 impl Nemesis {
     pub(crate) fn new(world: &World, plan: &Arc<Plan>, recorders: Vec<Arc<Recorder>>) -> Self {
-        let (world, plan) = (world.clone(), Arc::clone(plan));
-        Self(Arc::new(Inner { world, plan, recorders, active: Mutex::default(), joining: AtomicBool::new(false) }))
+        let operator = Operator::new(world, plan.replicas, plan.repairs());
+        let (world, plan, active, joining) =
+            (world.clone(), Arc::clone(plan), Mutex::default(), AtomicBool::new(false));
+        Self(Arc::new(Inner { world, plan, recorders, active, joining, operator }))
     }
 
     /// Goes through the timeline, which begins now.
@@ -112,6 +120,10 @@ impl Nemesis {
     /// A join is under way.
     pub(crate) fn is_joining(&self) -> bool {
         self.0.joining.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn operator(&self) -> &Operator {
+        &self.0.operator
     }
 
     fn say(&self, n: usize, state: &str, nodes: &[u64]) {
@@ -160,7 +172,7 @@ impl Nemesis {
     fn partition(&self, work: usize, partition: u32) -> Option<PartitionId> {
         let world = &self.0.world;
         let name = self.0.plan.workloads.get(work)?.keyspace();
-        let map = world.node(*world.running().first()?).routing().map();
+        let map = world.map()?;
         let keyspace = map.keyspace_by_name(name)?;
         map.partitions_of(keyspace.id).nth(partition as usize).map(|partition| partition.id)
     }
@@ -221,6 +233,9 @@ impl Nemesis {
                 world.clock(n).set_rate(*ppm);
                 Active { rates: vec![n], ..hit(n) }
             }
+            Fault::Drain { .. } | Fault::Decommission { .. } | Fault::Lose { .. } | Fault::Absent { .. } => {
+                self.take_away(&planned.fault).await?
+            }
             Fault::Transfer { work, partition } => hit(self.transfer(*work, *partition)?),
             Fault::Divide { work, partition } => hit(self.divide(*work, *partition)?),
             Fault::Merge { work, partition } => hit(self.merge(*work, *partition)?),
@@ -247,8 +262,52 @@ impl Nemesis {
         })
     }
 
+    /// Nodes that are to do without their part in the cluster, for a while or for good.
+    async fn take_away(&self, fault: &Fault) -> Option<Active> {
+        let (world, operator) = (&self.0.world, &self.0.operator);
+        let hit = |n: u64| Active { nodes: vec![n], ..Active::default() };
+        Some(match fault {
+            Fault::Drain { target } => {
+                let n = self.find(target)?;
+                operator.drain(n);
+                Active { drained: vec![n], ..hit(n) }
+            }
+            Fault::Decommission { target } => {
+                let n = self.find(target).filter(|n| operator.decommission(*n))?;
+                hit(n)
+            }
+            Fault::Lose { target } => {
+                let n = self.find(target).filter(|n| operator.can_spare(*n))?;
+                if world.lost().len() >= DAMAGED_MAX {
+                    return None;
+                }
+                world.retire(n).await;
+                hit(n)
+            }
+            Fault::Absent { target } => {
+                let n = self.find(target).filter(|n| world.life(*n).is_some())?;
+                let held = self.held(n);
+                world.crash(n, Lose::All).await;
+                Active { down: vec![n], absent: vec![(n, held)], ..hit(n) }
+            }
+            other => unreachable!("takes nobody away: {other:?}"),
+        })
+    }
+
+    /// Replicas that the map gives a node.
+    fn held(&self, n: u64) -> BTreeSet<ReplicaId> {
+        let Some(map) = self.0.world.map() else { return BTreeSet::new() };
+        map.partitions().values().filter_map(|partition| partition.replica_on(NodeId(n))).map(|it| it.id).collect()
+    }
+
     async fn undo(&self, planned: &Planned, active: &Active) {
         let world = &self.0.world;
+        active.drained.iter().for_each(|n| self.0.operator.resume(*n));
+        for (n, held) in &active.absent {
+            if !held.is_subset(&self.held(*n)) {
+                world.count("returned-late");
+            }
+        }
         self.uncut(&active.cuts);
         if let Fault::Clog { free, .. } = &planned.fault {
             self.unclog(free, &active.clogs).await;
@@ -399,7 +458,7 @@ impl Nemesis {
             }
             Fault::BitRot { target } => {
                 let n = self.find(target)?;
-                if world.lost().len() >= DAMAGED_MAX {
+                if world.lost().len() >= DAMAGED_MAX || !self.0.operator.can_damage(n) {
                     return None;
                 }
                 world.set_lost(n);

@@ -8,13 +8,25 @@ use crate::{
     faults::{Fault, Target, Way},
     trace::fnv,
 };
-use meridian::proof::workload::{Settings, Workload};
+use meridian::{
+    node::config::NodeConfig,
+    proof::workload::{Settings, Workload},
+};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Version of the form of plans.
 pub(crate) const FORM: u32 = 1;
+
+/// What nodes have by default: no silence of a run lasts as long.
+pub(crate) fn usual_down_after_ms() -> u64 {
+    NodeConfig::default().down_after_ms
+}
+
+fn is_within_a_run(down_after_ms: u64) -> bool {
+    down_after_ms < usual_down_after_ms()
+}
 
 /// One run.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -32,6 +44,9 @@ pub(crate) struct Plan {
     pub(crate) disks: Disks,
     /// Of node 1, 2, …; nodes without one are right.
     pub(crate) clocks: Vec<NodeClock>,
+    /// Silence after which a node's replicas are built anew.
+    #[serde(default = "usual_down_after_ms")]
+    pub(crate) down_after_ms: u64,
     pub(crate) workloads: Vec<Work>,
     /// Length of the part in which things fail.
     pub(crate) chaos_ms: u64,
@@ -154,8 +169,11 @@ impl Plan {
     /// The plan of a seed.
     pub(crate) fn of(seed: u64) -> Self {
         let mut shape = stream(seed, "shape");
-        let nodes = [3, 3, 3, 3, 4, 5, 5, 5, 6, 7][shape.random_range(0..10)];
-        let replicas = if nodes >= 5 && chance(&mut shape, 0.3) { 5 } else { 3 };
+        let nodes = [3, 3, 3, 4, 4, 5, 5, 6, 6, 7][shape.random_range(0..10)];
+        let down_after_ms = down_after_ms(&mut stream(seed, "repair"));
+        // Repair needs a node more than there are replicas.
+        let (nodes, five) = if is_within_a_run(down_after_ms) { (nodes.max(4), 6) } else { (nodes, 5) };
+        let replicas = if nodes >= five && chance(&mut shape, 0.3) { 5 } else { 3 };
         let chaos_ms = shape.random_range(8_000..18_000);
         let workloads = workloads(&mut stream(seed, "workloads"));
         Self {
@@ -167,10 +185,16 @@ impl Plan {
             links: links(&mut stream(seed, "links")),
             disks: disks(&mut stream(seed, "disks")),
             clocks: clocks(&mut stream(seed, "clocks"), nodes),
-            faults: timeline(seed, nodes, &workloads, chaos_ms),
+            down_after_ms,
+            faults: timeline(seed, nodes, &workloads, chaos_ms, down_after_ms),
             workloads,
             chaos_ms,
         }
+    }
+
+    /// Whether nodes are taken for down within the run.
+    pub(crate) fn repairs(&self) -> bool {
+        is_within_a_run(self.down_after_ms)
     }
 
     /// As a file.
@@ -223,6 +247,11 @@ fn clocks(rng: &mut StdRng, nodes: u64) -> Vec<NodeClock> {
     (1..=nodes).map(clock).collect()
 }
 
+/// In half of the plans the cluster repairs itself, also behind nodes that come back.
+fn down_after_ms(rng: &mut StdRng) -> u64 {
+    if chance(rng, 0.5) { rng.random_range(1_500..5_000) } else { usual_down_after_ms() }
+}
+
 fn workloads(rng: &mut StdRng) -> Vec<Work> {
     let mut all = Workload::ALL.to_vec();
     let count = rng.random_range(1..=3);
@@ -248,11 +277,17 @@ fn workloads(rng: &mut StdRng) -> Vec<Work> {
     chosen
 }
 
+/// After a node has been taken for down, its replicas are built anew within this time if nothing else is wrong.
+const AWAY_MORE_MS: u64 = 3_000;
+
 /// The faults of a run: a random subset of the kinds, each fault from a stream of its own.
-fn timeline(seed: u64, nodes: u64, workloads: &[Work], chaos_ms: u64) -> Vec<Planned> {
+fn timeline(seed: u64, nodes: u64, workloads: &[Work], chaos_ms: u64, down_after_ms: u64) -> Vec<Planned> {
     let mut swarm = stream(seed, "swarm");
     let share = swarm.random_range(0.15..0.6);
-    let kinds: Vec<&str> = KINDS.iter().copied().filter(|_| swarm.random_bool(share)).collect();
+    let mut kinds: Vec<&str> = KINDS.iter().copied().filter(|_| swarm.random_bool(share)).collect();
+    // A node is absent for longer than that.
+    let away_ms = down_after_ms + AWAY_MORE_MS;
+    kinds.retain(|kind| *kind != "absent" || away_ms + 1_000 < chaos_ms);
     if kinds.is_empty() {
         return Vec::new();
     }
@@ -261,11 +296,14 @@ fn timeline(seed: u64, nodes: u64, workloads: &[Work], chaos_ms: u64) -> Vec<Pla
     let mut faults: Vec<Planned> = (0..count)
         .map(|n| {
             let mut rng = stream(seed, &format!("fault {n}"));
-            let at_ms = rng.random_range(300..chaos_ms - tail_ms);
-            let for_ms =
+            let mut at_ms = rng.random_range(300..chaos_ms - tail_ms);
+            let mut for_ms =
                 if chance(&mut rng, 0.2) { rng.random_range(3_000..9_000) } else { rng.random_range(50..3_000) };
             let kind = kinds[rng.random_range(0..kinds.len())];
             let fault = fault(&mut rng, kind, nodes, workloads);
+            if kind == "absent" {
+                (at_ms, for_ms) = (at_ms.min(chaos_ms - away_ms), away_ms);
+            }
             Planned { at_ms, for_ms, seed: rng.random_range(0..1 << 48), fault }
         })
         .collect();
@@ -274,7 +312,7 @@ fn timeline(seed: u64, nodes: u64, workloads: &[Work], chaos_ms: u64) -> Vec<Pla
 }
 
 /// Kinds of faults, as [`Fault::kind`] names them.
-pub(crate) const KINDS: [&str; 23] = [
+pub(crate) const KINDS: [&str; 27] = [
     "crash",
     "power-loss",
     "pause",
@@ -293,6 +331,10 @@ pub(crate) const KINDS: [&str; 23] = [
     "bit-rot",
     "wall-clock",
     "clock-rate",
+    "drain",
+    "decommission",
+    "lose",
+    "absent",
     "transfer",
     "divide",
     "snapshot",
@@ -363,6 +405,10 @@ pub(crate) fn fault(rng: &mut StdRng, kind: &str, nodes: u64, workloads: &[Work]
         "bit-rot" => Fault::BitRot { target },
         "wall-clock" => Fault::WallClock { target, jump_ms: rng.random_range(-4_000_000..600_000) },
         "clock-rate" => Fault::ClockRate { target, ppm: rng.random_range(-100_000..100_000) },
+        "drain" => Fault::Drain { target },
+        "decommission" => Fault::Decommission { target },
+        "lose" => Fault::Lose { target },
+        "absent" => Fault::Absent { target },
         "transfer" => {
             let (work, partition) = partition(rng, workloads);
             Fault::Transfer { work, partition }

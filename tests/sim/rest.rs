@@ -5,12 +5,15 @@ use crate::{
     world::{World, eventually},
 };
 use meridian::{
-    key::{DRIVER, PartitionId},
+    key::{DRIVER, NodeId, PartitionId},
     node::Node,
     placement::{Map, Partition},
 };
 use serde_json::{Value as Json, json};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 impl World {
     /// Waits until all that run agree on the map, every partition has the members it should have and a leader that all
@@ -37,17 +40,20 @@ impl World {
         if map.nodes().len() != self.all().len() {
             return Err(format!("{} of {} nodes are registered", map.nodes().len(), self.all().len()));
         }
-        let voters = match map.nodes().len() {
+        let staying: BTreeSet<NodeId> =
+            map.nodes().values().filter(|node| node.standing.is_present()).map(|node| node.id).collect();
+        let voters = match staying.len() {
             1 | 2 => 1,
             3 | 4 => 3,
             _ => 5,
         };
-        let lost = self.lost();
-        let whole = |partition: &&Partition| partition.replicas().all(|replica| !lost.contains(&replica.node.0));
-        // Nobody replaces the replicas of a node that is gone.
+        // Those that were removed are named by no partition, as the map has checked.
+        let lost: Vec<NodeId> = self.lost().into_iter().map(NodeId).filter(|id| staying.contains(id)).collect();
+        let whole = |partition: &&Partition| partition.replicas().all(|replica| !lost.contains(&replica.node));
+        // Nobody can replace the replicas of a node that is gone and still counts.
         let thin = map.partitions().values().filter(whole).find(|partition| {
             let wanted = map.keyspaces()[&partition.keyspace].replicas as usize;
-            let possible = if partition.id == DRIVER { voters } else { wanted.min(map.nodes().len()) };
+            let possible = if partition.id == DRIVER { voters } else { wanted.min(staying.len()) };
             !partition.is_at_rest() || (lost.is_empty() && partition.members.len() != possible)
         });
         if let Some(partition) = thin {

@@ -13,9 +13,9 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use meridian::{
     env::spawn,
-    key::{Layout, PartitionId, position},
+    key::{Layout, NodeId, PartitionId, position},
     log::memory::{Lose, SyncTime},
-    placement::Map,
+    placement::{Map, Standing},
     proof::{
         check::{Verdict, replicas},
         door::Door,
@@ -100,6 +100,7 @@ fn settings(plan: &Plan, keep_trace: bool) -> Settings {
             slow_max: us(plan.disks.slow_max_us),
         },
         clocks: plan.clocks.clone(),
+        down_after: Duration::from_millis(plan.down_after_ms),
         keep_trace,
     }
 }
@@ -141,7 +142,9 @@ impl Course {
         nemesis.run().await;
         self.set_phase(Phase::Heal);
         nemesis.heal().await;
+        let tidying = spawn(nemesis.operator().clone().tidy_up());
         let healed = self.demand_soundness(&nemesis).await;
+        tidying.abort();
         for running in running {
             running.stop().await;
         }
@@ -161,9 +164,15 @@ impl Course {
     async fn demand_soundness(&self, nemesis: &Nemesis) -> bool {
         let joined = || if nemesis.is_joining() { Err("it has not joined".to_owned()) } else { Ok(()) };
         let shape = || self.world.check_shape().map(drop);
-        self.demand("a node that joins has joined", RESTS_WITHIN, joined).await
+        let operator = nemesis.operator();
+        let done = self.demand("a node that joins has joined", RESTS_WITHIN, joined).await
             && self.probe_all().await
-            && self.demand("the cluster is whole", RESTS_WITHIN, shape).await
+            && self.demand("what is lost is built anew", RESTS_WITHIN, || operator.check_rebuilt()).await
+            && self.demand("who is to leave has left", RESTS_WITHIN, || operator.check_left()).await;
+        if done {
+            operator.retire().await;
+        }
+        done && self.demand("the cluster is whole", RESTS_WITHIN, shape).await
     }
 
     /// Nobody works: all replicas are the same, and everything is read once more.
@@ -259,7 +268,7 @@ impl Course {
 
     /// A key in each partition that no workload uses: deleting what is not there changes nothing.
     fn probe_keys(&self, work: &Work) -> Vec<String> {
-        let map = self.world.node(self.world.running()[0]).routing().map();
+        let Some(map) = self.world.map() else { return Vec::new() };
         let Some(space) = map.keyspace_by_name(work.keyspace()) else { return Vec::new() };
         let mut found: BTreeMap<PartitionId, String> = BTreeMap::new();
         for n in 0..=255_u8 {
@@ -271,7 +280,7 @@ impl Course {
     }
 
     fn outcome(&self) -> Outcome {
-        let map = self.world.running().first().map(|n| self.world.node(*n).routing().map());
+        let map = self.world.map();
         let mut counts = self.world.counts();
         let mut told = Vec::new();
         for (work, recorder) in self.plan.workloads.iter().zip(self.recorders.iter()) {
@@ -296,7 +305,7 @@ impl Course {
             failures: Vec::new(),
             told,
             counts,
-            nodes: self.world.all().into_iter().map(|n| meridian::key::NodeId(n).to_string()).collect(),
+            nodes: self.world.all().into_iter().map(|n| NodeId(n).to_string()).collect(),
             simulated: self.world.trace().now(),
             trace: self.world.trace().take(),
         }
@@ -304,6 +313,11 @@ impl Course {
 }
 
 async fn ask(world: &World, n: u64, op: Op) -> Result<(), String> {
+    // Nothing is promised of one that has left.
+    let left = |map: Arc<Map>| map.node(NodeId(n)).is_none_or(|node| node.standing == Standing::Removed);
+    if world.map().is_some_and(left) {
+        return Ok(());
+    }
     match crate::client::ask(world, n, op, PROBE_DEADLINE).await {
         Ok(_) => Ok(()),
         Err(error) if error.reason == meridian::error::Reason::NotFound => Ok(()),

@@ -5,7 +5,7 @@
 
 use crate::{
     faults::Fault,
-    plan::{Disks, Links, Plan, Raft},
+    plan::{Disks, Links, Plan, Raft, usual_down_after_ms},
     run::run,
     verdict::signature,
 };
@@ -124,6 +124,7 @@ impl Shrinker {
     fn simplify(&mut self) {
         self.attempt(|plan| (plan.nodes, plan.replicas) = (3, 3));
         self.attempt(|plan| plan.clocks.clear());
+        self.attempt(|plan| plan.down_after_ms = usual_down_after_ms());
         let quiet = Links { delay_min_us: 100, delay_max_us: 2_000, loss: 0.0, duplicate: 0.0, reorder: 0.0 };
         self.attempt(|plan| plan.links = quiet);
         self.attempt(|plan| plan.disks = Disks { min_us: 300, max_us: 3_000, slow_share: 0.0, slow_max_us: 3_000 });

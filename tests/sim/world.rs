@@ -2,7 +2,7 @@
 
 use crate::{
     faults::Way,
-    plan::{NodeClock, stream},
+    plan::{NodeClock, stream, usual_down_after_ms},
     trace::{Tap, Trace},
 };
 use meridian::{
@@ -13,7 +13,10 @@ use meridian::{
         memory::{Lose, MemoryLog, SyncTime},
         snapshots::MemorySnapshots,
     },
-    node::{Node, Parts, config::Limits},
+    node::{
+        Node, Parts,
+        config::{Limits, NodeConfig},
+    },
     placement::{Command, CreateKeyspace, Cuts, Map, RegisterNode, Reply},
     raft::{RaftConfig, RaftHub},
     server::Responder,
@@ -99,6 +102,8 @@ pub(crate) struct Settings {
     pub(crate) disks: SyncTime,
     /// Of node 1, 2, …
     pub(crate) clocks: Vec<NodeClock>,
+    /// Silence after which a node's replicas are built anew.
+    pub(crate) down_after: Duration,
     pub(crate) keep_trace: bool,
 }
 
@@ -112,6 +117,7 @@ impl Default for Settings {
             links,
             disks: SyncTime::default(),
             clocks: Vec::new(),
+            down_after: Duration::from_millis(usual_down_after_ms()),
             keep_trace: false,
         }
     }
@@ -351,8 +357,7 @@ impl World {
             let raft = RaftHub::new(Arc::clone(&endpoint), engine, snapshots, Arc::clone(&clock), config).unwrap();
             let disk = Arc::clone(&machine.disk);
             let keep_map = Box::new(move |map: &Map| disk.put_meta("map", map.encode()));
-            let usual = meridian::node::config::NodeConfig::default();
-            let (down_after, split_bytes) = (Duration::from_millis(usual.down_after_ms), usual.split_bytes);
+            let (down_after, split_bytes) = (settings.down_after, NodeConfig::default().split_bytes);
             let node = Node::start(Parts {
                 clock,
                 endpoint: Arc::clone(&endpoint),
@@ -430,6 +435,21 @@ impl World {
 
     pub(crate) fn set_lost(&self, n: u64) {
         self.0.machines.lock().unwrap().get_mut(&n).unwrap().lost = true;
+    }
+
+    /// Ends the process of a node that never comes back.
+    pub(crate) async fn retire(&self, n: u64) {
+        self.set_lost(n);
+        if self.life(n).is_some() {
+            self.crash(n, Lose::All).await;
+        }
+        self.settled(n).await;
+    }
+
+    /// The newest map that a node that runs has; none if none runs.
+    pub(crate) fn map(&self) -> Option<Arc<Map>> {
+        let maps = self.running().into_iter().map(|n| self.node(n).routing().map());
+        maps.max_by_key(|map| map.version())
     }
 
     /// How often a node has started.
