@@ -10,7 +10,7 @@ use crate::proto::internal::ReplicaDigest;
 use futures_util::future::join_all;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value as Json, json};
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 use tokio::time::{Instant, sleep};
 
 /// Patience with a cluster to which nothing was done yet.
@@ -130,6 +130,16 @@ impl Cluster {
     /// The network, if it is the drill's own.
     pub const fn network(&mut self) -> Option<&mut Network> {
         self.network.as_mut()
+    }
+
+    /// A node ends at once, and what it had on disk is gone.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn lose(&mut self, index: usize) -> Result<(), Error> {
+        let node = &mut self.nodes[index];
+        node.kill()?;
+        fs::remove_dir_all(&node.data).map_err(Error::io(node.data.display().to_string()))
     }
 
     /// Whether syncs that are not waited for are lost with the process.

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | [`settings`], [`schedule`] | what was asked for; which fault comes when (pure, seeded) |
 //! | [`process`], [`proxy`], [`network`], [`namespaces`], [`cluster`] | processes, the network between them, and both together |
-//! | [`nemesis`] | picks victims, installs faults, heals them |
+//! | [`nemesis`], [`operator`] | picks victims, installs faults, heals them; asks the cluster for changes |
 //! | [`run`], [`verdicts`], [`export`] | one run from the empty directory to the verdicts; what is judged besides histories; files |
 //!
 //! Invariants:
@@ -24,6 +24,7 @@ pub mod export;
 pub mod namespaces;
 pub mod nemesis;
 pub mod network;
+pub mod operator;
 pub mod process;
 pub mod proxy;
 pub mod run;

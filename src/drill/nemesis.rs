@@ -3,17 +3,31 @@
 //! Invariants:
 //! * faults that are on together take no more nodes than one of them may, unless all are hit;
 //! * every fault of a round is healed before the next round, and the cluster had its time to recover;
-//! * what cannot be done here is recorded as skipped, with the reason, and never as installed.
+//! * what cannot be done here is recorded as skipped, with the reason, and never as installed;
+//! * what the cluster is asked for is installed once the map shows it, and counts as little as what is skipped before.
 
-use super::{Error, cluster::Cluster, proxy::Mode, schedule::Turn, settings::Fault};
-use crate::{control::Disk, proof::recorder::Recorder};
+use super::{
+    Error,
+    cluster::Cluster,
+    operator::{Change, Operator},
+    proxy::Mode,
+    schedule::Turn,
+    settings::{Fault, Settings},
+};
+use crate::{control::Disk, env, proof::recorder::Recorder};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde_json::{Value as Json, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// How long the cluster may take to be healthy again before the next fault comes regardless.
 const SETTLE_MAX: Duration = Duration::from_secs(15);
+/// How long it may take until the map shows what was asked for: longer than the library asks.
+const CHANGE_MAX: Duration = Duration::from_secs(12);
+/// How long it may take until a node that is lost is removed, its replicas built anew elsewhere.
+const REMOVED_MAX: Duration = Duration::from_secs(30);
+/// How often a change that was asked for is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// An outage of all nodes lasts no longer.
 const OUTAGE_MAX: Duration = Duration::from_millis(1_500);
 /// Delays of slow links.
@@ -40,10 +54,18 @@ struct Installed {
 /// The same, until it is healed.
 struct On {
     fault: Fault,
+    /// How long it lasts once it is on.
+    lasts: Duration,
     until: Instant,
     installed: Installed,
     /// What is said of it in histories.
     said: Json,
+    /// What the cluster was asked for, until the map shows it.
+    change: Option<Change>,
+    /// What the next cuts follow from, and until when there are any.
+    again: Option<(StdRng, Instant)>,
+    /// The id of a node that is lost.
+    lost: Option<u64>,
 }
 
 /// Why a fault was not installed.
@@ -53,22 +75,39 @@ type Skipped = String;
 #[derive(Debug)]
 pub struct Nemesis {
     recorders: Vec<Arc<Recorder>>,
+    operator: Operator,
     spare: usize,
+    replicas: usize,
     next_id: u64,
+    /// New processes that the map is to show.
+    joining: Vec<Change>,
     /// Faults installed so far.
     pub installed: BTreeMap<Fault, u64>,
     /// Faults that could not be installed, and why.
     pub skipped: BTreeMap<Fault, String>,
+    /// Changes that the cluster was asked for in vain, and why.
+    pub in_vain: BTreeMap<Fault, String>,
     /// What was not as it must be.
     pub complaints: Vec<String>,
 }
 
 impl Nemesis {
-    /// Records what it does with all of these; takes at most `spare` nodes at a time, unless it takes all.
+    /// Records what it does with all of these; takes at most as many nodes at a time as every group can miss, unless it
+    /// takes all.
     #[must_use]
-    pub fn new(recorders: Vec<Arc<Recorder>>, spare: usize) -> Self {
-        let (installed, skipped, complaints) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Self { recorders, spare, next_id: 1, installed, skipped, complaints }
+    pub fn new(recorders: Vec<Arc<Recorder>>, operator: Operator, settings: &Settings) -> Self {
+        Self {
+            recorders,
+            operator,
+            spare: settings.spare(),
+            replicas: settings.replicas as usize,
+            next_id: 1,
+            joining: Vec::new(),
+            installed: BTreeMap::new(),
+            skipped: BTreeMap::new(),
+            in_vain: BTreeMap::new(),
+            complaints: Vec::new(),
+        }
     }
 
     /// Installs and heals the faults of a round, each at its time, and waits for the cluster to recover. `tell` hears
@@ -81,28 +120,81 @@ impl Nemesis {
         let mut coming = round.iter().peekable();
         let mut on: Vec<On> = Vec::new();
         loop {
-            let first_end = on.iter().map(|on| on.until).min();
-            match (coming.peek(), first_end) {
-                (Some(turn), end) if end.is_none_or(|end| began + turn.after <= end) => {
-                    sleep_until(began + turn.after).await;
-                    let begun = self.begin(cluster, turn, &on).await?;
-                    on.extend(begun);
-                    coming.next();
+            let due = coming.peek().map(|turn| began + turn.after);
+            let Some(next) = due.into_iter().chain(on.iter().map(|on| on.until)).min() else { break };
+            let now = Instant::now();
+            if now < next && on.iter().any(|on| on.change.is_some()) {
+                sleep_until(next.min(now + LOOK_EVERY)).await;
+                self.look(cluster, &mut on).await;
+                continue;
+            }
+            sleep_until(next).await;
+            if due == Some(next) {
+                let turn = coming.next().expect("it is due");
+                let begun = self.begin(cluster, turn, &on).await?;
+                on.extend(begun);
+            } else {
+                for over in on.extract_if(.., |on| on.until <= next) {
+                    self.end(cluster, over).await?;
                 }
-                (_, Some(end)) => {
-                    sleep_until(end).await;
-                    for over in on.extract_if(.., |on| on.until <= end) {
-                        self.end(cluster, &over).await?;
-                    }
-                }
-                (_, None) => break,
             }
             tell(&on.iter().map(|on| on.installed.what.as_str()).collect::<Vec<_>>());
+        }
+        self.settle(cluster, round).await;
+        Ok(())
+    }
+
+    /// Waits for the cluster to recover, and for what it is to show by then.
+    async fn settle(&mut self, cluster: &Cluster, round: &[Turn]) {
+        if round.iter().any(|turn| turn.fault == Fault::Drain)
+            && let Err(why) = self.operator.resume_all(SETTLE_MAX).await
+        {
+            tracing::warn!(%why, "a drain was not taken back");
         }
         if let Err(why) = cluster.healthy(SETTLE_MAX).await {
             tracing::warn!(%why, "the next fault comes regardless");
         }
-        Ok(())
+        for mut joining in std::mem::take(&mut self.joining) {
+            let shown = timeout(CHANGE_MAX, &mut joining).await;
+            joining.abort();
+            match shown {
+                Ok(Ok(Ok(_))) => *self.installed.entry(Fault::Replace).or_default() += 1,
+                _ => drop(self.in_vain.insert(Fault::Replace, "the map does not show the new process".to_owned())),
+            }
+        }
+    }
+
+    /// Sees what the map shows by now of what was asked for.
+    async fn look(&mut self, cluster: &Cluster, on: &mut Vec<On>) {
+        let finished = |on: &mut On| on.change.as_ref().is_some_and(Change::is_finished);
+        for mut asked in on.extract_if(.., finished).collect::<Vec<_>>() {
+            let Some(change) = asked.change.take() else { continue };
+            match change.await.unwrap_or_else(|ended| Err(ended.to_string())) {
+                Ok(shown) => {
+                    // It has been said of a node that is lost, and counts when there is another in its place.
+                    if asked.lost.is_none() {
+                        asked.installed.what = shown;
+                        let said = said(cluster, &asked.said["id"], &asked.installed);
+                        asked.said = with_state(&said, "installed");
+                        self.say(asked.fault, asked.said.clone());
+                        *self.installed.entry(asked.fault).or_default() += 1;
+                    }
+                    asked.until = Instant::now() + asked.lasts;
+                    if let Some((draws, until)) = &mut asked.again {
+                        asked.change = (Instant::now() < *until).then(|| self.operator.divide(draws.random()));
+                        asked.until = Instant::now() + if asked.change.is_some() { CHANGE_MAX } else { Duration::ZERO };
+                    }
+                    on.push(asked);
+                }
+                // What was cut before stays cut.
+                Err(why) if asked.said["state"] == "installed" => {
+                    self.in_vain.insert(asked.fault, why);
+                    asked.until = Instant::now();
+                    on.push(asked);
+                }
+                Err(why) => self.fail(asked.fault, &asked.said["id"], why),
+            }
+        }
     }
 
     /// Installs a fault beside those that are on.
@@ -110,7 +202,13 @@ impl Nemesis {
         let id = self.next_id;
         self.next_id += 1;
         let mut rng = StdRng::seed_from_u64(turn.seed);
-        let victims = self.victims(cluster.nodes.len(), on, &mut rng);
+        let victims = self.victims(cluster.addresses().len(), on, &mut rng);
+        if turn.fault.is_asked_for() {
+            return Ok(Some(self.ask(cluster, turn, id, victims[0])));
+        }
+        if turn.fault == Fault::Replace {
+            return self.replace(cluster, turn, id, victims[0]).await;
+        }
         let installed = match install(cluster, turn.fault, victims, &mut rng).await? {
             Ok(installed) => installed,
             Err(why) => {
@@ -120,18 +218,97 @@ impl Nemesis {
             }
         };
         *self.installed.entry(turn.fault).or_default() += 1;
-        let names: Vec<&str> = installed.nodes.iter().map(|index| cluster.nodes[*index].name.as_str()).collect();
-        let said = json!({ "id": id, "nodes": names, "what": installed.what, "outage": installed.outage });
+        let said = said(cluster, &id.into(), &installed);
         self.say(turn.fault, with_state(&said, "installed"));
         let lasts = if installed.outage { turn.lasts.min(OUTAGE_MAX) } else { turn.lasts };
-        Ok(Some(On { fault: turn.fault, until: Instant::now() + lasts, installed, said }))
+        let until = Instant::now() + lasts;
+        Ok(Some(On { fault: turn.fault, lasts, until, installed, said, change: None, again: None, lost: None }))
     }
 
-    async fn end(&mut self, cluster: &mut Cluster, over: &On) -> Result<(), Error> {
+    /// Asks the cluster for a change, and does not wait.
+    fn ask(&self, cluster: &Cluster, turn: &Turn, id: u64, victim: usize) -> On {
+        let now = Instant::now();
+        let mut rng = StdRng::seed_from_u64(turn.seed);
+        let (change, nodes, what, again) = match turn.fault {
+            Fault::Drain => {
+                let address = cluster.addresses()[victim].clone();
+                let what = format!("asking {address} to drain");
+                (self.operator.drain(address), vec![victim], what, None)
+            }
+            // One cut after the other.
+            _ => {
+                let change = self.operator.divide(rng.random());
+                (change, Vec::new(), "cutting partitions".to_owned(), Some((rng, now + turn.lasts)))
+            }
+        };
+        let installed = Installed { nodes, what, outage: false };
+        let (until, said, change) = (now + CHANGE_MAX, json!({ "id": id }), Some(change));
+        On { fault: turn.fault, lasts: turn.lasts, until, installed, said, change, again, lost: None }
+    }
+
+    /// Takes a node away for good, with its disk, and has it removed. Before that every partition must have all its
+    /// replicas, and after it as many nodes as it wants.
+    async fn replace(
+        &mut self,
+        cluster: &mut Cluster,
+        turn: &Turn,
+        id: u64,
+        victim: usize,
+    ) -> Result<Option<On>, Error> {
+        if cluster.nodes.len() <= self.replicas {
+            let why = format!("{} nodes for {} replicas can spare none", cluster.nodes.len(), self.replicas);
+            self.say(turn.fault, json!({ "id": id, "state": "skipped", "nodes": [], "what": why }));
+            self.skipped.insert(turn.fault, why);
+            return Ok(None);
+        }
+        let whole = cluster.healthy(Duration::ZERO).await.map(drop);
+        let node = self.operator.id_at(&cluster.addresses()[victim]).await;
+        let node = match whole.and(node) {
+            Ok(node) => node,
+            Err(why) => {
+                self.fail(turn.fault, &id.into(), why);
+                return Ok(None);
+            }
+        };
+        cluster.lose(victim)?;
+        let installed = hurt(cluster, vec![victim], "lost with its disk:");
+        let said = said(cluster, &id.into(), &installed);
+        self.say(turn.fault, with_state(&said, "installed"));
+        let (until, change) = (Instant::now() + REMOVED_MAX, Some(self.operator.remove(node)));
+        // The new process comes as soon as it may.
+        let lasts = Duration::ZERO;
+        Ok(Some(On { fault: turn.fault, lasts, until, installed, said, change, again: None, lost: Some(node) }))
+    }
+
+    /// Says that something was asked for, or tried, in vain.
+    fn fail(&mut self, fault: Fault, id: &Json, why: String) {
+        self.say(fault, json!({ "id": id, "state": "skipped", "nodes": [], "what": why }));
+        self.in_vain.insert(fault, why);
+    }
+
+    async fn end(&mut self, cluster: &mut Cluster, over: On) -> Result<(), Error> {
+        if let Some(change) = over.change {
+            change.abort();
+            if over.lost.is_some() {
+                // Its process would be refused.
+                let what = &over.installed.what;
+                self.complaints.push(format!("{what}; it was not removed from the cluster within {REMOVED_MAX:?}"));
+            }
+            self.fail(over.fault, &over.said["id"], format!("the map did not show it within {CHANGE_MAX:?}"));
+            return Ok(());
+        }
         if over.fault == Fault::DiskFull {
             self.disk_full_must_end(cluster, &over.installed).await;
         }
         cluster.heal(over.fault.hits())?;
+        if let Some(lost) = over.lost {
+            let address = cluster.addresses()[over.installed.nodes[0]].clone();
+            self.joining.push(self.operator.replaced(address, lost));
+        }
+        if over.fault == Fault::Drain {
+            let operator = self.operator.clone();
+            env::spawn(async move { operator.resume_all(SETTLE_MAX).await });
+        }
         self.say(over.fault, with_state(&over.said, "healed"));
         Ok(())
     }
@@ -164,6 +341,12 @@ impl Nemesis {
             }
         }
     }
+}
+
+fn said(cluster: &Cluster, id: &Json, installed: &Installed) -> Json {
+    let names = cluster.names();
+    let names: Vec<&str> = installed.nodes.iter().map(|index| names[*index].as_str()).collect();
+    json!({ "id": id, "nodes": names, "what": installed.what, "outage": installed.outage })
 }
 
 fn with_state(said: &Json, state: &str) -> Json {
@@ -202,6 +385,7 @@ async fn install(
         Fault::Slow => Ok(slow(cluster, victims[0], rng)?),
         Fault::Stall => Ok(stall(cluster, victims[0], rng)?),
         Fault::Clock => Ok(jump(cluster, rng)?),
+        Fault::Divide | Fault::Drain | Fault::Replace => Err("the cluster has to be asked for it".to_owned()),
         Fault::DiskFull => {
             let victim = victims[0];
             cluster.doom(victim);

@@ -11,6 +11,7 @@ use super::{
     namespaces::Namespaces,
     nemesis::Nemesis,
     network::Network,
+    operator::Operator,
     process::Node,
     schedule::Schedule,
     settings::{Hits, Settings},
@@ -31,7 +32,7 @@ use crate::{
     telemetry,
 };
 use serde_json::json;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -52,6 +53,8 @@ const PARTITIONS: u32 = 3;
 const LIBRARY_DOORS: usize = 3;
 /// Time for an operation: a little longer than a node needs to find out that it has no quorum.
 const DEADLINE: Duration = Duration::from_millis(2_500);
+/// Rows of a page of a scan: so few that the cluster changes between one page and the next.
+const PAGE_ROWS: RangeInclusive<u32> = 1..=10;
 /// How often progress is told.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
@@ -109,7 +112,7 @@ pub async fn run(settings: &Settings, progress: &watch::Sender<Progress>) -> Res
         run.tracks.push(track);
     }
     let recorders = run.tracks.iter().map(|track| Arc::clone(&track.recorder)).collect();
-    let mut nemesis = Nemesis::new(recorders, settings.spare());
+    let mut nemesis = Nemesis::new(recorders, run.operator(&cluster).await?, settings);
     run.main(&mut cluster, &mut nemesis).await?;
     run.end(&mut cluster).await?;
     tell("judging");
@@ -173,6 +176,7 @@ impl Run<'_> {
         let mut of_workload = workload::Settings::new(workload, keyspace.clone(), settings.seed);
         of_workload.clients = settings.clients;
         of_workload.deadline = DEADLINE;
+        of_workload.page_rows = PAGE_ROWS;
         let levels = settings.levels.iter().filter(|level| workload != Workload::Register || level.mode.is_strong());
         let levels: Vec<_> = levels.copied().collect();
         if !levels.is_empty() && matches!(workload, Workload::Register | Workload::Levels | Workload::Rows) {
@@ -182,6 +186,15 @@ impl Run<'_> {
         let loaded = workload::load(&of_workload, &doors, &recorder, until).await;
         loaded.map_err(|error| failed("loading")(error.to_string()))?;
         Ok(Track { settings: of_workload, recorder, doors })
+    }
+
+    /// Who asks the cluster for changes. A bank is not cut: its batches are promised within a partition only.
+    async fn operator(&self, cluster: &Cluster) -> Result<Operator, Error> {
+        let cut = self.tracks.iter().filter(|track| track.settings.workload != Workload::Bank);
+        let keyspaces = cut.map(|track| track.settings.keyspace.clone()).collect();
+        let client = Client::builder(cluster.addresses().to_vec()).connect_deadline(PREPARE_MAX).connect().await;
+        let client = client.map_err(|error| Error::NotReady(format!("connecting for the operator: {error}")))?;
+        Ok(Operator::new(client, keyspaces))
     }
 
     /// Drops the keyspaces from a cluster that goes on without the drill.
@@ -368,6 +381,7 @@ impl Run<'_> {
             wanted: &self.settings.faults,
             installed: &nemesis.installed,
             skipped: &nemesis.skipped,
+            in_vain: &nemesis.in_vain,
             leader_changes: verdicts::leader_changes(histories.iter().flat_map(|(_, events)| events)),
             snapshots: cluster.nodes.iter().map(|node| node.said(telemetry::SNAPSHOT_INSTALLED)).sum(),
             summaries: &summaries,

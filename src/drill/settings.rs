@@ -42,6 +42,12 @@ pub enum Fault {
     PowerLoss,
     /// `kill -9` of all nodes at once.
     RestartAll,
+    /// A partition is cut in its middle.
+    Divide,
+    /// A node drains, and goes on.
+    Drain,
+    /// One node is lost for good, with its disk, and a new process joins at its address.
+    Replace,
 }
 
 /// What a fault works on. Faults that work on different things can be on at the same time, and end one by one.
@@ -62,7 +68,7 @@ impl Hits {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Kill,
         Self::Pause,
         Self::Partition,
@@ -76,6 +82,9 @@ impl Fault {
         Self::DiskFull,
         Self::PowerLoss,
         Self::RestartAll,
+        Self::Divide,
+        Self::Drain,
+        Self::Replace,
     ];
 
     /// Name on the command line and in histories.
@@ -95,6 +104,9 @@ impl Fault {
             Self::DiskFull => "disk-full",
             Self::PowerLoss => "power-loss",
             Self::RestartAll => "restart-all",
+            Self::Divide => "divide",
+            Self::Drain => "drain",
+            Self::Replace => "replace",
         }
     }
 
@@ -104,30 +116,37 @@ impl Fault {
         matches!(self, Self::Kill | Self::Pause | Self::Partition | Self::IsolateLeader | Self::RestartAll)
     }
 
+    /// Whether the cluster is asked for it, and may refuse. What it asks for can be had of any cluster.
+    #[must_use]
+    pub const fn is_asked_for(self) -> bool {
+        matches!(self, Self::Divide | Self::Drain)
+    }
+
     /// What it works on.
     #[must_use]
     pub const fn hits(self) -> &'static [Hits] {
         match self {
-            Self::Kill | Self::Pause | Self::RestartAll => &[Hits::Processes],
+            Self::Kill | Self::Pause | Self::RestartAll | Self::Replace => &[Hits::Processes],
             Self::Partition | Self::OneWay | Self::Ring | Self::IsolateLeader | Self::IsolateDriver => &[Hits::Links],
             Self::Slow | Self::Stall => &[Hits::Links, Hits::Insides],
             Self::Clock => &[Hits::Insides],
             // Who hears nothing has nothing to write, and goes on with a full disk.
             Self::DiskFull => &[Hits::Processes, Hits::Insides, Hits::Links],
             Self::PowerLoss => &[Hits::Processes, Hits::Insides],
+            Self::Divide | Self::Drain => &[],
         }
     }
 
     /// Whether the groups do without the nodes that it hits, unless it hits all.
     #[must_use]
     pub const fn takes_nodes(self) -> bool {
-        !matches!(self, Self::Clock | Self::Ring | Self::RestartAll)
+        !matches!(self, Self::Clock | Self::Ring | Self::RestartAll | Self::Divide | Self::Drain)
     }
 
     /// Whether nodes that it hits fall so far behind that they need a snapshot.
     #[must_use]
     pub const fn leaves_behind(self) -> bool {
-        matches!(self, Self::Kill | Self::Pause | Self::Partition | Self::IsolateLeader)
+        matches!(self, Self::Kill | Self::Pause | Self::Partition | Self::IsolateLeader | Self::Replace)
     }
 
     /// Whether it may begin while `first` is on. Both together take no more nodes than either of them.
@@ -136,6 +155,10 @@ impl Fault {
         let chooses_itself = matches!(self, Self::IsolateLeader | Self::IsolateDriver);
         let (ring, takes) = (self == Self::Ring || first == Self::Ring, self.takes_nodes() || first.takes_nodes());
         let apart = !self.hits().iter().any(|hits| first.hits().contains(hits));
+        // Before a node is lost every partition must have all its replicas.
+        if self == Self::Replace {
+            return false;
+        }
         // In a ring every node counts.
         apart && !(ring && takes) && !(chooses_itself && first.takes_nodes())
     }
@@ -250,17 +273,23 @@ impl Settings {
     pub fn validate(&self) -> Result<(), Error> {
         let refuse = |why: String| Err(Error::Impossible(why));
         if !self.endpoints.is_empty() {
-            if self.netns || !self.faults.is_empty() {
-                return refuse(
-                    "--faults and --netns are for a cluster of the drill's own, not for --endpoints".to_owned(),
-                );
+            let own = self.faults.iter().find(|fault| !fault.is_asked_for());
+            if let Some(fault) = own {
+                return refuse(format!(
+                    "--faults {fault} is for a cluster of the drill's own; with --endpoints there are divide and drain"
+                ));
+            }
+            if self.netns {
+                return refuse("--netns is for a cluster of the drill's own, not for --endpoints".to_owned());
             }
             return Ok(());
         }
         if self.replicas as usize > self.nodes {
             return refuse(format!("--replicas {} needs as many --nodes, not {}", self.replicas, self.nodes));
         }
-        if self.spare() == 0 && self.faults.iter().any(|fault| !matches!(fault, Fault::Clock | Fault::RestartAll)) {
+        if self.spare() == 0
+            && self.faults.iter().any(|fault| !matches!(fault, Fault::Clock | Fault::RestartAll | Fault::Divide))
+        {
             return refuse("faults need --replicas 3 or more: with fewer, any of them is an outage".to_owned());
         }
         Ok(())
@@ -276,8 +305,12 @@ mod tests {
         assert!(Fault::Kill.may_join(Fault::Partition) && Fault::IsolateLeader.may_join(Fault::Clock));
         assert!(Fault::Ring.may_join(Fault::RestartAll) && !Fault::Ring.may_join(Fault::Kill));
         assert!(!Fault::Kill.may_join(Fault::Pause) && !Fault::IsolateLeader.may_join(Fault::Kill));
-        let alone = Fault::ALL.iter().filter(|fault| !Fault::ALL.iter().any(|other| fault.may_join(*other)));
-        assert_eq!(alone.collect::<Vec<_>>(), [&Fault::DiskFull]);
+        assert!(Fault::Divide.may_join(Fault::Replace) && Fault::Partition.may_join(Fault::Replace));
+        let hurts = |fault: &Fault| !fault.is_asked_for();
+        let alone = Fault::ALL
+            .into_iter()
+            .filter(|fault| !Fault::ALL.into_iter().filter(hurts).any(|other| fault.may_join(other)));
+        assert_eq!(alone.collect::<Vec<_>>(), [Fault::DiskFull, Fault::Replace]);
     }
 
     #[test]

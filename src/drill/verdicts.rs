@@ -86,6 +86,8 @@ pub struct Happened<'a> {
     pub installed: &'a BTreeMap<Fault, u64>,
     /// Faults that cannot be installed here.
     pub skipped: &'a BTreeMap<Fault, String>,
+    /// Changes that the cluster was asked for in vain, and why the last time.
+    pub in_vain: &'a BTreeMap<Fault, String>,
     /// Leaders that changed.
     pub leader_changes: u64,
     /// Snapshots that replicas got from leaders.
@@ -103,7 +105,10 @@ pub fn gates(happened: &Happened<'_>) -> Vec<Gate> {
         let count = happened.installed.get(fault).copied().unwrap_or(0);
         let got = match happened.skipped.get(fault) {
             Some(why) if count == 0 => format!("skipped: {why}"),
-            _ => count.to_string(),
+            _ => match happened.in_vain.get(fault) {
+                Some(why) if count == 0 => format!("0, in vain: {why}"),
+                _ => count.to_string(),
+            },
         };
         let ok = count > 0 || happened.skipped.contains_key(fault);
         gates.push(gate(format!("fault {fault}"), "at least 1".to_owned(), got, ok));
@@ -181,16 +186,21 @@ mod tests {
     #[test]
     fn a_fault_that_never_came_and_operations_that_never_succeeded_are_gates_that_fail() {
         let (installed, skipped) = (BTreeMap::from([(Fault::Kill, 1)]), BTreeMap::new());
+        let in_vain = BTreeMap::from([(Fault::Divide, "too small".to_owned())]);
         let summaries = [(Workload::Counter, Summary::default())];
         let gates = gates(&Happened {
-            wanted: &[Fault::Kill, Fault::Pause],
+            wanted: &[Fault::Kill, Fault::Pause, Fault::Divide],
             installed: &installed,
             skipped: &skipped,
+            in_vain: &in_vain,
             leader_changes: 0,
             snapshots: 0,
             summaries: &summaries,
         });
         let failed: Vec<&str> = gates.iter().filter(|gate| !gate.ok).map(|gate| gate.name.as_str()).collect();
-        assert_eq!(failed, ["fault pause", "leaders changed", "snapshots installed", "counter: read", "counter: incr"]);
+        let of_counter = ["counter: read", "counter: incr"];
+        assert_eq!(failed[..4], ["fault pause", "fault divide", "leaders changed", "snapshots installed"]);
+        assert_eq!(failed[4..], of_counter);
+        assert!(gates.iter().any(|gate| gate.got.contains("too small")), "{gates:?}");
     }
 }
