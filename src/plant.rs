@@ -5,7 +5,7 @@
 //! simulation plants a bug in its own thread, a process in all of itself (the variable [`VARIABLE`]).
 //!
 //! `P1` … `P20` are the numbers of the project's list of bugs to be planted. Those that break what does not exist yet are
-//! missing: splits and merges (P6, P7, P11, P17), rows that expire (P10), partitions that move (P12, P13, P19).
+//! missing: a child without sessions (P11), merges (P17), rows that expire (P10), some of partitions that move (P12, P19).
 //!
 //! Invariants:
 //! * a release build cannot have the feature;
@@ -162,6 +162,15 @@ bugs! {
     ScanSkipsSilently = "scan-skips-silently", "a partial answer that looks whole", "rows (lost row)";
     /// Rows leave a scan before those that come first have arrived.
     ScanOutOfOrder = "scan-out-of-order", "a merge of answers as they come", "rows (order, row seen twice)";
+
+    // What becomes of partitions that are cut, and of replicas that are replaced.
+
+    /// Reads of single rows do not look at whether the row still lies in the partition.
+    BoundsIgnoredAtRead = "bounds-ignored-at-read", "P6; TiKV test_stale_peer (reads with an old epoch)", "register (a row that is not there)";
+    /// A page says that it covers all that was asked for, also what was cut off meanwhile.
+    PageBeyondBounds = "page-beyond-bounds", "P7; a scan that does not look at the epoch between pages", "rows (lost row)";
+    /// A replica that the map gives to others meanwhile is kept by a node that comes back.
+    ReplacedReplicaKept = "replaced-replica-kept", "P13; TiKV test_stale_peer_destroy_after_peer_removed", "rest after the heal (a replica too many)";
 }
 
 /// Whether this bug is planted: never, in a build without the feature.

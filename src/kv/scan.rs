@@ -58,14 +58,9 @@ impl Store {
     /// When the leading edge, or every token asked for, lies in another partition.
     pub fn scan(&self, spec: &ScanSpec) -> Result<Page, NotOwned> {
         let part = self.bounds().part(&spec.span, spec.tokens, spec.reverse)?;
-        let mut page = Page {
-            rows: Vec::new(),
-            count: 0,
-            looked: 0,
-            covered: part.span.clone(),
-            covered_tokens: part.tokens,
-            more: false,
-        };
+        let covered = if planted(Bug::PageBeyondBounds) { spec.span.clone() } else { part.span.clone() };
+        let mut page =
+            Page { rows: Vec::new(), count: 0, looked: 0, covered, covered_tokens: part.tokens, more: false };
         if part.span.is_empty() {
             return Ok(page);
         }

@@ -150,6 +150,15 @@ fn provoked(bug: Bug) -> Provoked {
         Bug::PageRepeatsRow => new(5, &[Rows], &[], nothing, &["duplicate-row", "out-of-order"]),
         Bug::ReverseSkipsFirst => new(5, &[Rows], &[], nothing, &["missing-row"]),
         Bug::ScanSkipsSilently => new(10, &[Rows], CUTS, impatient, &["missing-row"]),
+        Bug::BoundsIgnoredAtRead => new(
+            10,
+            &[Register],
+            &["divide", "divide", "clog"],
+            routers_of_their_own,
+            &["lost-", "stale-", "not-linearizable"],
+        ),
+        Bug::PageBeyondBounds => new(10, &[Rows], &["divide"], routers_of_their_own, &["missing-row"]),
+        Bug::ReplacedReplicaKept => new(10, &[Register], &["absent"], repairs, &["liveness: "]),
         Bug::ScanOutOfOrder => new(20, &[Rows], &[], nothing, &["out-of-order", "duplicate-row", "missing-row"]),
     }
 }
@@ -225,6 +234,24 @@ fn lost_answers(plan: &mut Plan) {
 /// Nobody waits for long.
 fn impatient(plan: &mut Plan) {
     plan.workloads.iter_mut().for_each(|work| work.deadline_ms = 400);
+}
+
+/// Clients learn of a cut late: their routers have maps of their own, and rows are cut in order.
+fn routers_of_their_own(plan: &mut Plan) {
+    plan.chaos_ms = 2 * CHAOS_MS;
+    plan.faults.iter_mut().for_each(|planned| planned.at_ms *= 2);
+    plan.workloads.iter_mut().for_each(|work| (work.routers, work.partitions, work.hashed) = (8, 1, false));
+}
+
+/// There is one node more than replicas, and whoever is away for long is replaced.
+fn repairs(plan: &mut Plan) {
+    plan.nodes = NODES + 1;
+    plan.down_after_ms = 1_500;
+    for (planned, at_ms) in plan.faults.iter_mut().zip([500, 6_000]) {
+        (planned.at_ms, planned.for_ms) = (at_ms, 5_000);
+    }
+    plan.faults.truncate(2);
+    plan.chaos_ms = 12_000;
 }
 
 /// Leaders change, and their clocks are a minute apart.
