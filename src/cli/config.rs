@@ -43,6 +43,7 @@ settings! {
     "deadline_default_ms" => |config, text| config.deadline_default_ms = small(units::milliseconds(text)?)?;
     "down_after_ms" => |config, text| config.down_after_ms = units::milliseconds(text)?;
     "split_bytes" => |config, text| config.split_bytes = units::bytes(text)?;
+    "merge_after_ms" => |config, text| config.merge_after_ms = units::milliseconds(text)?;
     "limits.key_bytes_max" => |config, text| config.limits.key_bytes_max = small(units::bytes(text)?)?;
     "limits.value_bytes_max" => |config, text| config.limits.value_bytes_max = small(units::bytes(text)?)?;
     "limits.batch_items_max" => |config, text| config.limits.batch_items_max = count(text)?;

@@ -5,7 +5,7 @@
 //! * [`NodeConfig::validate`] reports every fault at once, each naming the setting as the user writes it;
 //! * the defaults are valid, so that `meridian start` with no settings at all gives a usable node.
 
-use crate::placement::sizing::SPLIT_BYTES_DEFAULT;
+use crate::placement::{sizing::SPLIT_BYTES_DEFAULT, uniting::MERGE_AFTER_MS_DEFAULT};
 use std::{collections::BTreeMap, fmt, net::SocketAddr, ops::Range, path::PathBuf};
 
 /// First port of a node started without settings; away from the ports of well-known databases.
@@ -39,6 +39,8 @@ pub mod bounds {
     pub const DOWN_AFTER_MS_MIN: u64 = 2_000;
     /// Least bytes from which on a partition is cut in two: below it the groups cost more than the rows.
     pub const SPLIT_BYTES_MIN: u64 = 64 << 10;
+    /// Shortest idle time after which neighbours are merged: a few reports of loads.
+    pub const MERGE_AFTER_MS_MIN: u64 = 5_000;
     /// Longest default deadline, an hour.
     pub const DEADLINE_MS_MAX: u32 = 3_600_000;
 }
@@ -149,6 +151,9 @@ pub struct NodeConfig {
     /// A partition that holds so many bytes of rows is cut in two. Default 64 MiB: little enough to be moved in seconds.
     /// The same on every node.
     pub split_bytes: u64,
+    /// Neighbours that came of cuts and have been small and idle for so long are merged. Default an hour: what is asked for
+    /// once a day is cut again seldom. The same on every node.
+    pub merge_after_ms: u64,
     /// Largest requests accepted.
     pub limits: Limits,
     /// Timings of consensus.
@@ -175,6 +180,7 @@ impl Default for NodeConfig {
             deadline_default_ms: 5_000,
             down_after_ms: 300_000,
             split_bytes: SPLIT_BYTES_DEFAULT,
+            merge_after_ms: MERGE_AFTER_MS_DEFAULT,
             limits: Limits::default(),
             raft: RaftTimings::default(),
             log_format: LogFormat::Text,
@@ -227,6 +233,10 @@ impl NodeConfig {
             .check("down_after_ms", self.down_after_ms >= least, || format!("{} is below {least}", self.down_after_ms));
         let least = bounds::SPLIT_BYTES_MIN;
         faults.check("split_bytes", self.split_bytes >= least, || format!("{} is below {least}", self.split_bytes));
+        let least = bounds::MERGE_AFTER_MS_MIN;
+        faults.check("merge_after_ms", self.merge_after_ms >= least, || {
+            format!("{} is below {least}", self.merge_after_ms)
+        });
         self.check_limits(&mut faults);
         self.check_raft(&mut faults);
         let level = self.log_level.parse::<tracing_subscriber::EnvFilter>();

@@ -153,7 +153,7 @@ pub(super) async fn run(node: Weak<Node>, group: Group<DriverMachine>) {
         }
         if !group.is_leader() {
             leading = Leading::default();
-            *node.observed.lock() = Observed::new(node.split_bytes);
+            *node.observed.lock() = Observed::new(node.split_bytes, node.merge_after);
             continue;
         }
         let health = leading.health(&node, &group);
@@ -162,6 +162,7 @@ pub(super) async fn run(node: Weak<Node>, group: Group<DriverMachine>) {
             leading.balanced = Some(Instant::now());
             decisions.extend(leading.balance(&node, &group, &health));
             node.cut_large(&node.routing().map(), &health);
+            node.merge_idle(&node.routing().map());
         }
         perform(&node, &group, decisions).await;
         leading.merging.withdraw_late(&group).await;

@@ -282,9 +282,9 @@ mod tests {
         let raft =
             RaftHub::new(Arc::clone(&endpoint), engine, Arc::new(snapshots), Arc::clone(&clock) as _, config).unwrap();
         let recovered = log.recover().unwrap();
-        let (down_after, split_bytes) = (Duration::from_secs(300), u64::MAX);
+        let (down_after, merge_after, split_bytes) = (Duration::from_secs(300), Duration::from_secs(3_600), u64::MAX);
         let keep_map: crate::node::KeepMap = Box::new(|_| Ok(()));
-        Node::start(Parts { clock, endpoint, raft, recovered, map, keep_map, down_after, split_bytes })
+        Node::start(Parts { clock, endpoint, raft, recovered, map, keep_map, down_after, split_bytes, merge_after })
     }
 
     fn founder() -> RegisterNode {

@@ -15,6 +15,8 @@ pub struct Births {
     waiting: Mutex<Vec<Born>>,
     /// Told of every new one.
     pub(super) news: Arc<Notify>,
+    /// Told of every change of what a partition here owns: the leader may have something to do about it.
+    reshaped: Arc<Notify>,
 }
 
 /// A child, and the claim that keeps its parent from taking a snapshot.
@@ -25,10 +27,10 @@ pub(super) struct Born {
 }
 
 impl Births {
-    /// Births of which `news` tells.
+    /// Births of which `news` tells; `reshaped` tells of all changes of bounds.
     #[must_use]
-    pub fn new(news: Arc<Notify>) -> Arc<Self> {
-        Arc::new(Self { waiting: Mutex::default(), news })
+    pub fn new(news: Arc<Notify>, reshaped: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self { waiting: Mutex::default(), news, reshaped })
     }
 
     /// Takes all that wait.
@@ -75,6 +77,7 @@ impl PartitionMachine {
             self.births.put_back(Born { birth, unborn: Arc::clone(&self.unborn) });
             self.births.news.notify_one();
         }
+        self.births.reshaped.notify_one();
     }
 }
 
@@ -210,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_partition_takes_no_snapshot_before_its_child_is_durable() {
-        let births = Births::new(Arc::default());
+        let births = Births::new(Arc::default(), Arc::default());
         let (layout, limits) = (Layout::Ordered, kv::SessionLimits::default());
         let store = kv::Store::new(kv::StoreConfig { layout, span: Span::all(), limits });
         let mut machine = PartitionMachine::new(store, Arc::clone(&births));

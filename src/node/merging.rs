@@ -15,13 +15,13 @@ mod step;
 
 pub(super) use step::Step;
 
-use super::{Node, cutting::nothing, machines::DriverMachine};
+use super::{Node, cutting::nothing, machines::DriverMachine, observed::Observed};
 use crate::{
     env,
     error::{Error, Outcome, Reason},
     key::{NodeId, PartitionId},
     kv,
-    placement::{self, Command, Duty, Map, limits::MERGE_BYTES_MAX},
+    placement::{self, Command, Duty, Map, limits::MERGE_BYTES_MAX, uniting::Union},
     raft::Group,
     transport::{
         Kind,
@@ -29,7 +29,11 @@ use crate::{
     },
 };
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use std::{collections::BTreeMap, sync::Weak, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 use tokio::time::{Instant, timeout_at};
 
 /// A merge that has not come about after this long is withdrawn: clients of the right one wait meanwhile.
@@ -43,6 +47,8 @@ const YIELD_DEADLINE: Duration = Duration::from_millis(1_500);
 const SIZE_DEADLINE: Duration = Duration::from_secs(2);
 /// Patience with the driver.
 const DRIVE_DEADLINE: Duration = Duration::from_secs(3);
+/// Patience with a merge that nobody waits for.
+const UNION_DEADLINE: Duration = Duration::from_secs(10);
 /// In place of the version that asks for a merge: nothing is to be sealed, only the size is asked.
 const SIZE_ONLY: u64 = u64::MAX;
 
@@ -170,6 +176,31 @@ impl Node {
         let here = self.partition(id)?;
         let _told_later = here.group().write(nothing(), Instant::now() + ENTRY_DEADLINE).await;
         Some(())
+    }
+
+    /// Has neighbours merged that hold little and have been asked little for long. Each pair is seen to by itself.
+    pub(super) fn merge_idle(self: &Arc<Self>, map: &Map) {
+        let unions = {
+            let mut observed = self.observed.lock();
+            let now_ms = observed.now_ms();
+            let Observed { uniting, loads, .. } = &mut *observed;
+            uniting.plan(map, loads, now_ms)
+        };
+        for union in unions {
+            let this = Arc::clone(self);
+            env::spawn(async move { this.merge_one(&union).await });
+        }
+    }
+
+    async fn merge_one(&self, union: &Union) {
+        let Union { left, right, why } = union;
+        tracing::info!(%left, %right, %why, "to be merged");
+        let result = match self.merge(*left, Some(*right), Instant::now() + UNION_DEADLINE).await {
+            Ok(_) => "done".to_owned(),
+            Err(error) => format!("not done: {}", error.message),
+        };
+        let mut observed = self.observed.lock();
+        observed.journal.note(self.clock().wall_ms(), *left, format!("{right} is merged into it"), why, result);
     }
 
     /// Has two neighbours become one and waits until the map says so; `with` is the right neighbour by default. Returns the

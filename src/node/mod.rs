@@ -81,6 +81,8 @@ pub struct Parts {
     pub down_after: Duration,
     /// While it leads the placement driver: bytes of rows from which on a partition is cut in two.
     pub split_bytes: u64,
+    /// While it leads the placement driver: how long neighbours have to be small and idle until they are merged.
+    pub merge_after: Duration,
 }
 
 /// One node.
@@ -100,6 +102,7 @@ pub struct Node {
     keep_map: KeepMap,
     down_after: Duration,
     split_bytes: u64,
+    merge_after: Duration,
     stewarding: Arc<Notify>,
     observed: Mutex<observed::Observed>,
     /// It is about to stop and leads nothing any more if it can help it.
@@ -113,7 +116,7 @@ impl Node {
     pub fn start(parts: Parts) -> Arc<Self> {
         let liveness = Liveness::new(Arc::clone(&parts.endpoint));
         let kept = watch::Sender::new(parts.map.version());
-        let map_changed = Arc::<Notify>::default();
+        let (map_changed, stewarding) = <(Arc<Notify>, Arc<Notify>)>::default();
         let node = Arc::new(Self {
             clock: parts.clock,
             liveness,
@@ -124,14 +127,15 @@ impl Node {
             hlc: Arc::default(),
             partitions: RwLock::default(),
             driver: RwLock::default(),
-            births: Births::new(Arc::clone(&map_changed)),
+            births: Births::new(Arc::clone(&map_changed), Arc::clone(&stewarding)),
             map_changed,
             kept,
             keep_map: parts.keep_map,
             down_after: parts.down_after,
             split_bytes: parts.split_bytes,
-            stewarding: Arc::default(),
-            observed: Mutex::new(observed::Observed::new(parts.split_bytes)),
+            merge_after: parts.merge_after,
+            stewarding,
+            observed: Mutex::new(observed::Observed::new(parts.split_bytes, parts.merge_after)),
             retiring: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         });

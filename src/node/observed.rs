@@ -9,6 +9,7 @@ use crate::{
         Loads, PartitionLoad,
         journal::{Journal, Question, Told},
         sizing::{SAMPLES_MAX, Sizing},
+        uniting::Uniting,
     },
     transport::{
         Kind,
@@ -96,14 +97,16 @@ pub(super) struct Observed {
     pub(super) loads: Loads,
     pub(super) journal: Journal,
     pub(super) sizing: Sizing,
+    pub(super) uniting: Uniting,
     began: Instant,
 }
 
 impl Observed {
-    /// Nothing yet; partitions are cut from so many bytes on.
-    pub(super) fn new(split_bytes: u64) -> Self {
+    /// Nothing yet; partitions are cut from so many bytes on, and merged after having been small and idle for so long.
+    pub(super) fn new(split_bytes: u64, merge_after: Duration) -> Self {
         let (loads, journal) = (Loads::default(), Journal::default());
-        Self { loads, journal, sizing: Sizing::new(split_bytes), began: Instant::now() }
+        let uniting = Uniting::new(split_bytes, merge_after.as_millis() as u64);
+        Self { loads, journal, sizing: Sizing::new(split_bytes), uniting, began: Instant::now() }
     }
 
     /// Time for those parts that see no clock.

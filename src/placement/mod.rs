@@ -25,6 +25,7 @@ pub mod ring;
 pub mod sizing;
 mod standing;
 pub mod state;
+pub mod uniting;
 
 pub use balance::Balancer;
 pub use command::{Answer, Command, CreateKeyspace, Cuts, Refusal, RegisterNode, Reply, Step};

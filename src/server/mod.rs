@@ -165,9 +165,19 @@ impl Core {
         });
         let down_after = Duration::from_millis(self.config.down_after_ms);
         let split_bytes = self.config.split_bytes;
+        let merge_after = Duration::from_millis(self.config.merge_after_ms);
         let endpoint_of_parts = Arc::clone(&endpoint);
-        let parts =
-            Parts { clock, endpoint: endpoint_of_parts, raft, recovered, map, keep_map, down_after, split_bytes };
+        let parts = Parts {
+            clock,
+            endpoint: endpoint_of_parts,
+            raft,
+            recovered,
+            map,
+            keep_map,
+            down_after,
+            split_bytes,
+            merge_after,
+        };
         let node = Node::start(parts);
         let responder = Responder::start(Arc::clone(&node), Arc::clone(&self.limits), self.deadline_default);
         let frames = FrameServer::new(cluster_id.clone(), id, endpoint);

@@ -63,6 +63,7 @@ impl Coverage {
             "keyspaces-created",
             "keyspaces-dropped",
             "divided",
+            "merged",
             "stands/draining",
             "left",
             "lost-and-rebuilt",

@@ -312,7 +312,7 @@ fn timeline(seed: u64, nodes: u64, workloads: &[Work], chaos_ms: u64, down_after
 }
 
 /// Kinds of faults, as [`Fault::kind`] names them.
-pub(crate) const KINDS: [&str; 27] = [
+pub(crate) const KINDS: [&str; 28] = [
     "crash",
     "power-loss",
     "pause",
@@ -337,6 +337,7 @@ pub(crate) const KINDS: [&str; 27] = [
     "absent",
     "transfer",
     "divide",
+    "merge",
     "snapshot",
     "join",
     "keyspace",

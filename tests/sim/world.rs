@@ -357,7 +357,7 @@ impl World {
             let raft = RaftHub::new(Arc::clone(&endpoint), engine, snapshots, Arc::clone(&clock), config).unwrap();
             let disk = Arc::clone(&machine.disk);
             let keep_map = Box::new(move |map: &Map| disk.put_meta("map", map.encode()));
-            let (down_after, split_bytes) = (settings.down_after, NodeConfig::default().split_bytes);
+            let (down_after, usual) = (settings.down_after, NodeConfig::default());
             let node = Node::start(Parts {
                 clock,
                 endpoint: Arc::clone(&endpoint),
@@ -366,7 +366,8 @@ impl World {
                 map,
                 keep_map,
                 down_after,
-                split_bytes,
+                split_bytes: usual.split_bytes,
+                merge_after: Duration::from_millis(usual.merge_after_ms),
             });
             let responder = Responder::start(Arc::clone(&node), Arc::new(Limits::default()), Duration::from_secs(5));
             self.0.network.attach(id, endpoint);
