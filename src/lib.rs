@@ -69,7 +69,7 @@
 //! it; only then does the map name it, so that nobody who opens a blank replica of it is ever needed to know its rows. Its
 //! hosts do not take it for a partition that is gone before their map is as new as the cut.
 //!
-//! Who asks: people, and the driver's leader for partitions that hold too much or are asked too much
+//! Who asks for a cut: people, and the driver's leader for partitions that hold too much or are asked too much
 //! ([`placement::Sizing`]). Where to cut, only the partition's leader knows: it has the rows, and notes some of the keys
 //! that are asked for ([`placement::sizing::halve_work`]).
 //!

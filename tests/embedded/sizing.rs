@@ -1,4 +1,4 @@
-//! Partitions that hold too much, or are asked too much, are cut without anybody asking.
+//! Partitions that hold too much, or are asked too much, are cut without anybody asking, and idle neighbours are merged.
 
 use crate::support::{Cluster, PATIENCE, alone, eventually, pages, put, scan, shared};
 use meridian::{
@@ -94,6 +94,32 @@ async fn an_ordered_keyspace_that_grows_is_cut() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hashed_keyspace_that_grows_is_cut() {
     grows(v1::Layout::Hashed, "hashed").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neighbours_that_came_of_a_cut_and_have_nothing_to_do_are_merged() {
+    let _turn = shared().await;
+    let template = NodeConfig { merge_after_ms: bounds::MERGE_AFTER_MS_MIN, ..NodeConfig::default() };
+    let cluster = Cluster::on_disk_with(3, 3, template).await;
+    cluster.create_even("idle", 0, v1::Layout::Ordered, 1).await;
+    cluster.create_even("asked-for", 0, v1::Layout::Hashed, 2).await;
+    let mut kv = cluster.kv(0).await;
+    for n in 0..20 {
+        kv.put(put("idle", &format!("k{n:02}"), "v")).await.unwrap();
+    }
+    let mut admin = cluster.admin(0).await;
+    let request = v1::SplitPartitionRequest { keyspace: "idle".into(), partition: 0, at: "k10".into() };
+    admin.split_partition(request).await.unwrap();
+    assert_eq!(cluster.partitions("idle").await.len(), 2);
+    eventually("they are one again", async || (cluster.partitions("idle").await.len() == 1).then_some(())).await;
+    let seen = pages(&mut kv, scan("idle", None)).await.unwrap();
+    assert_eq!(seen.iter().flat_map(|page| &page.rows).count(), 20);
+    assert_eq!(cluster.partitions("asked-for").await.len(), 2, "it was created so");
+    let told = eventually("the reason is told", async || {
+        let decisions = decisions(&cluster, "idle").await;
+        decisions.into_iter().find(|decision| decision.what.ends_with("is merged into it") && decision.result == "done")
+    });
+    assert!(told.await.why.contains("were asked little for"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
