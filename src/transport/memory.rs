@@ -7,7 +7,8 @@
 //! * frames of one lane of one link, from one node to another, are never reordered, whatever its delays; snapshots have
 //!   a lane of their own, as over gRPC;
 //! * only a frame that stands alone (`stands_alone`) strays: comes late, or a second time. gRPC never does that. It is
-//!   what senders do that ask again after a lost connection, while what they sent before is still on its way;
+//!   what senders do that ask again after a lost connection, while what they sent before is still on its way; a client's
+//!   request only comes late, as its sender judges an answer by what it knows to have sent;
 //! * a frame is lost when its link is cut at the moment it is sent or at the moment it would arrive; a cut is silent, as
 //!   in a real network, while a removed node is [`SendError::NotConnected`], and [`MemoryNetwork::disconnect`] tells
 //!   the sender;
@@ -75,6 +76,12 @@ const fn stands_alone(frame: &Frame) -> bool {
         Kind::ReadIndex | Kind::Kv | Kind::Driver | Kind::Ask | Kind::Cut | Kind::Merge => true,
         Kind::RaftAppend | Kind::RaftTransfer | Kind::MapPush | Kind::Leader | Kind::Load => false,
     }
+}
+
+/// Whether a frame that stands alone may also come a second time. Not a client's request: "not applied" in its answer says
+/// that it has been consumed, which a second one would belie.
+const fn may_repeat(frame: &Frame) -> bool {
+    stands_alone(frame) && (frame.reply || !matches!(frame.kind, Kind::Kv))
 }
 
 type Link = (NodeId, NodeId);
@@ -246,7 +253,7 @@ impl Shared {
     }
 
     /// What becomes of the next frame of the link; `None` if it is lost.
-    fn fate(&self, link: Link, stands_alone: bool) -> Option<Fate> {
+    fn fate(&self, link: Link, stands_alone: bool, may_repeat: bool) -> Option<Fate> {
         let shape = {
             let faults = self.faults.read();
             if faults.cut.contains(&link) {
@@ -268,7 +275,7 @@ impl Shared {
             let mut late = |share: f64| {
                 rng.random_bool(share.clamp(0.0, 1.0)).then(|| delay + shape.stray_max.mul_f64(rng.random::<f64>()))
             };
-            fate.copy = late(shape.duplicate);
+            fate.copy = late(shape.duplicate).filter(|_| may_repeat);
             if let Some(late) = late(shape.reorder) {
                 (fate.delay, fate.strays) = (late, true);
             }
@@ -345,7 +352,7 @@ impl Transport for Port {
         if self.shared.is_away(link) {
             return Err(SendError::NotConnected);
         }
-        let Some(fate) = self.shared.fate(link, stands_alone(&frame)) else { return Ok(()) };
+        let Some(fate) = self.shared.fate(link, stands_alone(&frame), may_repeat(&frame)) else { return Ok(()) };
         let mut queue = receiver.queue.lock();
         if queue.closed {
             return Err(SendError::NotConnected);
