@@ -127,6 +127,11 @@ impl View {
         self.at.map_or(0, |at| at.index)
     }
 
+    /// Whether a replica, which may lead all the same for a moment, is no member any more.
+    fn lacks(&self, replica: ReplicaId) -> bool {
+        self.membership.get_node(&replica.0).is_none()
+    }
+
     /// Whether the next step towards a goal may be taken: from where the members are settled if the goal allows that, or
     /// further on the way that `own` says this leader has gone.
     fn allowed_by(&self, goal: &Goal<'_>, own: Option<&Way>) -> bool {
@@ -210,6 +215,8 @@ impl Running {
             let step = match next_step(&view, self.me.id.0, &nodes) {
                 _ if !view.committed => None,
                 Step::Done if goal.after.is_none_or(|after| view.index() > after) => return Ok(()),
+                // Its successor goes on: it steps down by itself, and may not change members until then.
+                _ if view.lacks(self.me.id) => None,
                 _ if !view.allowed_by(&goal, self.changing.lock().as_ref()) => Some(tidy(&view)?),
                 Step::Done => Some(Step::Flatten),
                 step => Some(step),

@@ -544,11 +544,11 @@ impl World {
         }
     }
 
-    /// Makes every link sound again.
+    /// Makes every link sound again: nothing is lost any more, what is to come to rest does not wait for luck. Delays stay.
     pub(crate) fn heal(&self) {
         self.note("healed");
         self.0.network.heal_all();
-        self.0.network.shape_all(self.0.settings.links);
+        self.0.network.shape_all(Shape { loss: 0.0, ..self.0.settings.links });
     }
 
     /// Has the driver do something, through a node.
