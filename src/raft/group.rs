@@ -235,16 +235,22 @@ impl<M: Machine> Group<M> {
         self.0.running.me
     }
 
-    /// Makes this replica the first of a new group with these voters. To be called on exactly one replica, once;
-    /// calling it again is harmless.
+    /// Makes this replica the first of a new group with these voters. To be called on one replica, once; calling it again
+    /// is harmless. On another one it is called when the first has died too early for the others to know of the group.
     ///
     /// # Errors
-    /// When this replica is not among `members`, or has stopped.
+    /// When this replica is not among `members`, or has stopped; it has also stopped when it had voted already, and has
+    /// to be opened again.
     pub async fn initialize(&self, members: &[Replica]) -> Result<(), MembersError> {
         let nodes: BTreeMap<u64, NodeId> = members.iter().map(|member| (member.id.0, member.node)).collect();
         let raft = self.0.running.raft.clone();
         match detached(async move { raft.initialize(nodes).await }).await {
-            // Not allowed: there is a log or a vote, so it was initialized before.
+            // It has voted for somebody who never came to send it anything.
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) if self.0.running.is_blank() => {
+                let begun = self.0.running.begin_anew(members).await;
+                Err(begun.map_or_else(|error| MembersError::Refused(error.to_string()), |()| MembersError::Stopped))
+            }
+            // Not allowed: there is a log, so it was initialized before.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(RaftError::APIError(error)) => Err(MembersError::Refused(error.to_string())),
             Err(RaftError::Fatal(_)) => Err(MembersError::Stopped),

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     env::{self, Clock},
     key::{NodeId, PartitionId, ReplicaId},
-    log::{LogEngine, Recovered, snapshots::SnapshotStore},
+    log::{LogEngine, Record, Recovered, snapshots::SnapshotStore},
     transport::{
         Kind,
         endpoint::{Endpoint, Reply, Service},
@@ -28,7 +28,7 @@ use std::{
     io,
     sync::{Arc, atomic::AtomicU64},
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// The kinds of frames that concern replicas.
 const KINDS: [Kind; 6] =
@@ -113,6 +113,13 @@ impl RaftHub {
     /// When the stored bytes are damaged or cannot be read.
     pub fn recover(&self, group: PartitionId, replica: ReplicaId) -> io::Result<Recovered> {
         Ok(self.engine.recover()?.remove(&(group, replica)).unwrap_or_default())
+    }
+
+    /// Makes a record of a replica durable, and all that was submitted of it before.
+    pub(super) async fn keep(&self, group: PartitionId, replica: ReplicaId, record: Record) -> io::Result<()> {
+        let (durable, kept) = oneshot::channel();
+        self.engine.submit(group, replica, record, Some(Box::new(move |result| drop(durable.send(result)))));
+        kept.await.unwrap_or_else(|_| Err(io::Error::other("the log engine has stopped")))
     }
 
     /// Sends the messages for a replica to `queue`; false if the group has a replica here already.

@@ -342,11 +342,22 @@ impl Running {
     /// Stops, removes everything stored and makes sure that this replica id is never opened again.
     pub(super) async fn destroy(self: &Arc<Self>) -> io::Result<()> {
         self.shutdown().await;
-        let (tx, rx) = oneshot::channel();
-        let done = move |result| drop(tx.send(result));
-        self.hub.engine.submit(self.group, self.me.id, Record::Tombstone, Some(Box::new(done)));
-        rx.await.unwrap_or_else(|_| Err(io::Error::other("the log engine has stopped")))?;
+        self.hub.keep(self.group, self.me.id, Record::Tombstone).await?;
         self.vault.remove().await
+    }
+
+    /// Whether it has no log, not even the entry that names the first members, and knows nobody who would send it one.
+    pub(super) fn is_blank(&self) -> bool {
+        self.leadership.borrow().leader.is_none() && self.log.is_empty()
+    }
+
+    /// Stops, and gives the group its first members in a log that is empty. To be opened again.
+    pub(super) async fn begin_anew(self: &Arc<Self>, members: &[Replica]) -> io::Result<()> {
+        self.shutdown().await;
+        if self.log.is_empty() {
+            seed::first_entry(&self.hub, self.group, self.me.id, members).await?;
+        }
+        Ok(())
     }
 }
 

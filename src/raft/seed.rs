@@ -3,6 +3,9 @@
 //! A child of a split begins with rows that its parent's log has decided. Every member makes the same seed by itself: a
 //! snapshot of that state at index [`SEED_INDEX`] of term 0, a log that begins after it, and the vote that goes with it.
 //!
+//! A group that begins with nothing begins with an entry that names its members. Who wrote it may die before anybody else
+//! has it, but after the others have voted: then one of them writes it again ([`first_entry`]).
+//!
 //! Invariants:
 //! * the snapshot is durable before the vote and the log's beginning are, so that a replica is seeded completely or not
 //!   at all;
@@ -13,18 +16,18 @@ use super::{
     hub::RaftHub,
     machine::Machine,
     snapshots::{CHUNK_BYTES, Vault},
-    types::{Membership, SnapshotMeta, StoredMembership, Vote, log_id},
+    types::{Entry, Membership, Payload, SnapshotMeta, StoredMembership, Vote, log_id},
 };
 use crate::{
     key::{NodeId, PartitionId, Replica, ReplicaId, SEED_INDEX},
     log::{Record, Recovered},
 };
+use openraft::entry::RaftEntry;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::Arc,
 };
-use tokio::sync::oneshot;
 
 /// Term of the seed: that of no election.
 const SEED_TERM: u64 = 0;
@@ -43,10 +46,8 @@ pub async fn seed<M: Machine>(
     machine: &mut M,
 ) -> io::Result<Recovered> {
     let at = log_id(SEED_TERM, leader.0, SEED_INDEX);
-    let voters: BTreeSet<u64> = members.iter().map(|member| member.id.0).collect();
-    let nodes: BTreeMap<u64, NodeId> = members.iter().map(|member| (member.id.0, member.node)).collect();
-    let membership = Membership::new(vec![voters], nodes).map_err(io::Error::other)?;
-    let meta = SnapshotMeta { last_log_id: Some(at), last_membership: StoredMembership::new(Some(at), membership) };
+    let last_membership = StoredMembership::new(Some(at), membership(members)?);
+    let meta = SnapshotMeta { last_log_id: Some(at), last_membership };
     let vault = Vault::new(group, replica, Arc::clone(&hub.snapshots));
     machine.freeze();
     let kept = vault.keep(std::iter::from_fn(|| machine.freeze_next(CHUNK_BYTES)), &meta).await;
@@ -54,12 +55,34 @@ pub async fn seed<M: Machine>(
     kept?;
     let vote = codec::store_vote(&Vote::new_committed(SEED_TERM, leader.0));
     let marker = codec::store_log_id(&at);
-    let (durable, kept) = oneshot::channel();
-    let done = move |result| drop(durable.send(result));
     hub.engine.submit(group, replica, Record::Purge { upto: SEED_INDEX, marker: marker.clone() }, None);
-    hub.engine.submit(group, replica, Record::Vote(vote.clone()), Some(Box::new(done)));
-    kept.await.unwrap_or_else(|_| Err(io::Error::other("the log engine has stopped")))?;
+    hub.keep(group, replica, Record::Vote(vote.clone())).await?;
     Ok(Recovered { vote: Some(vote), purged: Some((SEED_INDEX, marker)), ..Recovered::default() })
+}
+
+/// Writes the entry that names the first members of a group into the empty log of a replica that is not running. openraft
+/// does this only for one that has not voted.
+///
+/// It is safe all the same. This replica has acknowledged nothing, and its log will be the shortest that there is: if
+/// anything was ever committed in the group, any quorum of these members has somebody with a longer one, who does not vote
+/// for it; and whoever leads replaces the entry.
+///
+/// # Errors
+/// When it could not be made durable; to be tried again.
+pub(super) async fn first_entry(
+    hub: &RaftHub,
+    group: PartitionId,
+    replica: ReplicaId,
+    members: &[Replica],
+) -> io::Result<()> {
+    let entry: Entry = RaftEntry::new(log_id(SEED_TERM, replica.0, 0), Payload::Membership(membership(members)?));
+    hub.keep(group, replica, Record::Append { first: 0, entries: vec![codec::store_entry(&entry)] }).await
+}
+
+fn membership(members: &[Replica]) -> io::Result<Membership> {
+    let voters: BTreeSet<u64> = members.iter().map(|member| member.id.0).collect();
+    let nodes: BTreeMap<u64, NodeId> = members.iter().map(|member| (member.id.0, member.node)).collect();
+    Membership::new(vec![voters], nodes).map_err(io::Error::other)
 }
 
 /// Whether a replica is as it was seeded: it has heard of no leader and voted for none.

@@ -116,6 +116,11 @@ impl Debug for Log {
 }
 
 impl Log {
+    /// Whether nothing was ever in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.live.lock().last().is_none()
+    }
+
     /// The log as it was found at start; empty for a new replica.
     ///
     /// # Errors

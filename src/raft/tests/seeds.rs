@@ -3,8 +3,8 @@
 use super::world::*;
 use crate::{
     key::SEED_INDEX,
-    log::Recovered,
-    raft::{LogPosition, Machine as _, RaftConfig, seed},
+    log::{Record, Recovered},
+    raft::{LogPosition, Machine as _, MembersError, RaftConfig, codec, seed, types::Vote},
 };
 use std::sync::Arc;
 
@@ -60,4 +60,36 @@ async fn a_seeded_replica_that_dies_at_once_comes_back_seeded() {
     let at = world.write("new", 8).await;
     world.agree(at).await;
     assert_eq!(world.get(2, "old").as_deref(), Some("7"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_whose_first_member_died_after_the_others_had_voted_for_it_is_begun_by_another() {
+    let mut world = World::new(3, RaftConfig::default());
+    let members = [1, 2, 3].map(replica);
+    for n in 2..=3 {
+        world.start(n);
+        let hub = Arc::clone(&world.nodes[&n].life.as_ref().unwrap().hub);
+        let voted = Record::Vote(codec::store_vote(&Vote::new(2, 1)));
+        world.on(n, async move { hub.keep(GROUP, replica(n).id, voted).await }).await.unwrap();
+        world.open(replica(n)).await;
+    }
+    // It stops for that, as its node opens it again.
+    let second = world.groups[&2].clone();
+    let refused = world.on(2, async move { second.initialize(&members).await }).await;
+    assert_eq!(refused, Err(MembersError::Stopped));
+    world.open(replica(2)).await;
+    let at = world.write("a", 1).await;
+    world.agree(at).await;
+    // Asked again it has nothing to do, and the first one is taken in if it comes back after all.
+    let second = world.groups[&2].clone();
+    assert_eq!(world.on(2, async move { second.initialize(&members).await }).await, Ok(()));
+    world.start(1);
+    world.open(replica(1)).await;
+    let first = world.groups[&1].clone();
+    let _refused = world.on(1, async move { first.initialize(&members).await }).await;
+    if world.groups[&1].status().role == crate::raft::Role::Stopped {
+        world.open(replica(1)).await;
+    }
+    let at = world.write("b", 2).await;
+    world.agree(at).await;
 }
