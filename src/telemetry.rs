@@ -94,14 +94,14 @@ fn describe() {
     describe_gauge!(BUILD_INFO, "Constant 1, labelled with the version.");
 }
 
-/// Records one answered request.
-pub fn observe_rpc(method: &'static str, code: &'static str, elapsed: Duration) {
-    histogram!(RPC_DURATION_SECONDS, "method" => method, "code" => code).record(elapsed.as_secs_f64());
+/// Records requests that were answered together.
+pub fn observe_rpcs(method: &'static str, code: &'static str, elapsed: Duration, count: usize) {
+    histogram!(RPC_DURATION_SECONDS, "method" => method, "code" => code).record_many(elapsed.as_secs_f64(), count);
 }
 
-/// Records one served read.
-pub fn observe_read(consistency: &'static str, role: &'static str) {
-    counter!(READ_SERVED_TOTAL, "consistency" => consistency, "role" => role).increment(1);
+/// Records reads that were served together.
+pub fn observe_reads(consistency: &'static str, role: &'static str, count: u64) {
+    counter!(READ_SERVED_TOTAL, "consistency" => consistency, "role" => role).increment(count);
 }
 
 /// How logs are written.
@@ -143,8 +143,8 @@ mod tests {
     #[test]
     fn metrics_render_with_their_names_and_units() {
         let handle = install_metrics();
-        observe_rpc("Get", "OK", Duration::from_micros(300));
-        observe_read("linearizable", "leader");
+        observe_rpcs("Get", "OK", Duration::from_micros(300), 1);
+        observe_reads("linearizable", "leader", 1);
         let text = handle.render();
         assert!(
             text.contains("meridian_rpc_duration_seconds_bucket{method=\"Get\",code=\"OK\",le=\"0.0005\"} 1"),

@@ -314,7 +314,7 @@ mod tests {
                 return_previous: false,
             };
             let write = kv::Write { session: None, op: kv::Op::Single(item) };
-            node.partitions()[0].write(write, deadline).await.unwrap();
+            node.partitions()[0].write_all(vec![write], deadline).await.remove(0).unwrap();
             let last = node.driver_group().unwrap().status().last_log;
             // As if they had stopped by themselves: nobody takes them off the node.
             node.driver_group().unwrap().shutdown().await;

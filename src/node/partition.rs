@@ -3,6 +3,9 @@
 //! Client writes that wait together are proposed together, as one Raft entry; each gets its own answer. What a write
 //! means is decided by `kv` in log order; this file only stamps, batches and tells the truth about outcomes.
 //!
+//! Writes that came together wait together, as one [`Proposal`] with one answer: what it costs to hand over, to wait and to
+//! be woken is shared.
+//!
 //! Invariants:
 //! * a write that was handed to Raft is answered "not applied" only on Raft's own word;
 //! * at most [`ENTRIES_IN_FLIGHT_MAX`] entries of a partition are in flight, at most [`QUEUE_MAX`] writes wait.
@@ -19,7 +22,7 @@ use crate::{
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::Instant,
 };
 
@@ -43,10 +46,17 @@ pub struct Written {
     pub reply: kv::Reply,
 }
 
+/// What became of the writes of a proposal: one reply for each.
+type Decided = Result<(LogPosition, Vec<kv::Reply>), Error>;
+
+/// Writes that go into one entry, perhaps with others.
 struct Proposal {
-    write: kv::Write,
+    writes: Vec<kv::Write>,
+    bytes: usize,
     deadline: Instant,
-    answer: oneshot::Sender<Result<Written, Error>>,
+    answer: oneshot::Sender<Decided>,
+    /// Its place among those that wait.
+    place: OwnedSemaphorePermit,
 }
 
 /// One partition on this node.
@@ -57,6 +67,7 @@ pub struct Partition {
     pub(super) known_from: u64,
     group: Group<PartitionMachine>,
     proposals: mpsc::Sender<Proposal>,
+    places: Arc<Semaphore>,
     counters: Counters,
 }
 
@@ -83,7 +94,8 @@ impl Partition {
         let (proposals, waiting) = mpsc::channel(QUEUE_MAX);
         let proposer = Proposer { id, group: group.clone(), context };
         env::spawn(proposer.run(waiting));
-        Arc::new(Self { id, known_from, group, proposals, counters: Counters::default() })
+        let places = Arc::new(Semaphore::new(QUEUE_MAX));
+        Arc::new(Self { id, known_from, group, proposals, places, counters: Counters::default() })
     }
 
     /// Its replica.
@@ -98,23 +110,57 @@ impl Partition {
         &self.counters
     }
 
-    /// Proposes a write and waits for its place in the log.
+    /// Proposes writes, each on its own though in few entries, and waits for their places in the log: one result for each,
+    /// in order.
     ///
-    /// # Errors
-    /// With the outcome: `not applied` when the write was refused before it was proposed, else `unknown`.
-    pub async fn write(&self, write: kv::Write, deadline: Instant) -> Result<Written, Error> {
-        self.counters.write(write.op.first_key(), write.bytes_max() as u64);
-        let (answer, answered) = oneshot::channel();
-        self.proposals.try_send(Proposal { write, deadline, answer }).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => {
-                metrics::counter!(telemetry::ADMISSION_REJECTED_TOTAL, "budget" => "partition_queue").increment(1);
-                let message = format!("{QUEUE_MAX} writes wait for partition {} already; slow down", self.id);
-                Error::new(Reason::Overloaded, message).outcome(Outcome::NotApplied)
+    /// An error tells the outcome: `not applied` when the write was refused before it was proposed, else `unknown`.
+    pub async fn write_all(&self, writes: Vec<kv::Write>, deadline: Instant) -> Vec<Result<Written, Error>> {
+        let mut results = Vec::with_capacity(writes.len());
+        let mut parts = Vec::with_capacity(1);
+        for (writes, bytes) in cut(writes) {
+            parts.push((writes.len(), self.enqueue(writes, bytes, deadline)));
+        }
+        for (count, waiting) in parts {
+            let decided = match waiting {
+                Ok(answered) => self.decided(answered, deadline).await,
+                Err(error) => Err(error),
+            };
+            match decided {
+                Ok((at, replies)) => results.extend(replies.into_iter().map(|reply| Ok(Written { at, reply }))),
+                Err(error) => results.extend(std::iter::repeat_n(error, count).map(Err)),
             }
+        }
+        results
+    }
+
+    fn enqueue(
+        &self,
+        writes: Vec<kv::Write>,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<oneshot::Receiver<Decided>, Error> {
+        for write in &writes {
+            self.counters.write(write.op.first_key(), write.bytes_max() as u64);
+        }
+        let full = || {
+            metrics::counter!(telemetry::ADMISSION_REJECTED_TOTAL, "budget" => "partition_queue").increment(1);
+            let message = format!("{QUEUE_MAX} writes wait for partition {} already; slow down", self.id);
+            Error::new(Reason::Overloaded, message).outcome(Outcome::NotApplied)
+        };
+        let places = Arc::clone(&self.places).try_acquire_many_owned(writes.len() as u32);
+        let place = places.map_err(|_| full())?;
+        let (answer, answered) = oneshot::channel();
+        let proposal = Proposal { writes, bytes, deadline, answer, place };
+        self.proposals.try_send(proposal).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => full(),
             mpsc::error::TrySendError::Closed(_) => stopping(self.id).outcome(Outcome::NotApplied),
         })?;
+        Ok(answered)
+    }
+
+    async fn decided(&self, answered: oneshot::Receiver<Decided>, deadline: Instant) -> Decided {
         match tokio::time::timeout_at(deadline, answered).await {
-            Ok(Ok(result)) => result,
+            Ok(Ok(decided)) => decided,
             Ok(Err(_dropped)) => Err(stopping(self.id).outcome(Outcome::Unknown)),
             Err(_late) => Err(Error::new(
                 Reason::OutcomeUnknown,
@@ -152,7 +198,7 @@ impl Proposer {
                     if received == 0 {
                         return;
                     }
-                    for entry in cut(std::mem::take(&mut batch)) {
+                    for entry in gather(std::mem::take(&mut batch)) {
                         in_flight.push(self.propose(entry));
                     }
                 }
@@ -160,7 +206,7 @@ impl Proposer {
         }
     }
 
-    /// Proposes one entry and answers each of its writes.
+    /// Proposes one entry and answers each of its proposals.
     async fn propose(&self, entry: Vec<Proposal>) {
         let now = Instant::now();
         let (live, late): (Vec<_>, Vec<_>) = entry.into_iter().partition(|proposal| proposal.deadline > now);
@@ -169,19 +215,27 @@ impl Proposer {
             answer(proposal.answer, Err(Error::new(Reason::DeadlineExceeded, message).outcome(Outcome::NotApplied)));
         }
         let Some(deadline) = live.iter().map(|proposal| proposal.deadline).max() else { return };
-        let (writes, answers): (Vec<_>, Vec<_>) = live.into_iter().map(|p| (p.write, p.answer)).unzip();
+        let mut writes = Vec::with_capacity(live.iter().map(|proposal| proposal.writes.len()).sum());
+        let mut answers = Vec::with_capacity(live.len());
+        for proposal in live {
+            answers.push((proposal.writes.len(), proposal.answer));
+            writes.extend(proposal.writes);
+            drop(proposal.place);
+        }
         metrics::histogram!(telemetry::WRITE_BATCH_ITEMS).record(writes.len() as f64);
         let command = kv::Command { stamp: self.context.hlc.stamp(self.context.clock.wall_ms()), writes };
         match self.decide(command.encode(), deadline).await {
             Ok((at, replies)) => {
                 metrics::histogram!(telemetry::RAFT_PROPOSE_TO_APPLY_SECONDS).record(now.elapsed().as_secs_f64());
-                assert_eq!(replies.len(), answers.len(), "kv answers every write of a command");
-                for (to, reply) in answers.into_iter().zip(replies) {
-                    answer(to, Ok(Written { at, reply }));
+                let count: usize = answers.iter().map(|(count, _)| count).sum();
+                assert_eq!(replies.len(), count, "kv answers every write of a command");
+                let mut replies = replies.into_iter();
+                for (count, to) in answers {
+                    answer(to, Ok((at, replies.by_ref().take(count).collect())));
                 }
             }
             Err(error) => {
-                for to in answers {
+                for (_, to) in answers {
                     answer(to, Err(error.clone()));
                 }
             }
@@ -189,7 +243,7 @@ impl Proposer {
     }
 
     /// Waits for the entry, but not for a quorum that is not there.
-    async fn decide(&self, command: bytes::Bytes, deadline: Instant) -> Result<(LogPosition, Vec<kv::Reply>), Error> {
+    async fn decide(&self, command: bytes::Bytes, deadline: Instant) -> Decided {
         let mut write = std::pin::pin!(self.group.write(command, deadline));
         loop {
             match tokio::time::timeout(QUORUM_CHECK, &mut write).await {
@@ -211,25 +265,52 @@ impl Proposer {
 }
 
 /// The caller may have given up: then nobody wants the answer.
-fn answer(to: oneshot::Sender<Result<Written, Error>>, result: Result<Written, Error>) {
+fn answer(to: oneshot::Sender<Decided>, result: Decided) {
     let _given_up = to.send(result);
 }
 
-/// Cuts waiting writes into entries of bounded size.
-fn cut(waiting: Vec<Proposal>) -> Vec<Vec<Proposal>> {
-    let mut entries = Vec::with_capacity(1);
-    let (mut entry, mut bytes) = (Vec::new(), 0);
-    for proposal in waiting {
-        let size = proposal.write.bytes_max();
-        if bytes + size > ENTRY_BYTES_MAX && !entry.is_empty() {
-            entries.push(std::mem::take(&mut entry));
-            bytes = 0;
+/// Cuts writes into what fits into an entry, with the bytes of each part; a single larger write goes alone.
+fn cut(writes: Vec<kv::Write>) -> Vec<(Vec<kv::Write>, usize)> {
+    let mut parts: Vec<(Vec<kv::Write>, usize)> = Vec::with_capacity(1);
+    let room = writes.len();
+    for write in writes {
+        let size = write.bytes_max();
+        match parts.last_mut().filter(|(part, bytes)| fits(part.len(), *bytes, 1, size)) {
+            Some((part, bytes)) => {
+                part.push(write);
+                *bytes += size;
+            }
+            None => {
+                let mut part = Vec::with_capacity(room.min(ENTRY_WRITES_MAX));
+                part.push(write);
+                parts.push((part, size));
+            }
         }
-        bytes += size;
-        entry.push(proposal);
     }
-    if !entry.is_empty() {
-        entries.push(entry);
+    parts
+}
+
+/// Gathers waiting proposals into entries.
+fn gather(waiting: Vec<Proposal>) -> Vec<Vec<Proposal>> {
+    let mut entries: Vec<Vec<Proposal>> = Vec::with_capacity(1);
+    let (mut count, mut bytes) = (0, 0);
+    for proposal in waiting {
+        let more = proposal.writes.len();
+        match entries.last_mut().filter(|_| fits(count, bytes, more, proposal.bytes)) {
+            Some(entry) => {
+                (count, bytes) = (count + more, bytes + proposal.bytes);
+                entry.push(proposal);
+            }
+            None => {
+                (count, bytes) = (more, proposal.bytes);
+                entries.push(vec![proposal]);
+            }
+        }
     }
     entries
+}
+
+/// Whether an entry has room for more.
+const fn fits(count: usize, bytes: usize, more: usize, more_bytes: usize) -> bool {
+    count + more <= ENTRY_WRITES_MAX && bytes + more_bytes <= ENTRY_BYTES_MAX
 }

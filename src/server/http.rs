@@ -4,8 +4,12 @@
 //! leader with a quorum, with the reason when it does not.
 
 use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
-use std::sync::Arc;
-use tokio::net::TcpListener;
+use std::{sync::Arc, time::Duration};
+use tokio::{net::TcpListener, time::sleep};
+
+/// How often samples of histograms are put into their buckets. Until then each one is kept: with nobody who asks for the
+/// metrics they would fill the memory.
+const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Says whether the node is ready, or why not.
 pub(crate) type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -22,9 +26,17 @@ pub(crate) async fn serve(listener: TcpListener, ready: Readiness) {
     }
 }
 
+/// Keeps the metrics small, until the task is aborted.
+pub(crate) async fn upkeep() {
+    let handle = crate::telemetry::install_metrics();
+    loop {
+        sleep(UPKEEP_EVERY).await;
+        handle.run_upkeep();
+    }
+}
+
 async fn metrics() -> impl IntoResponse {
     let handle = crate::telemetry::install_metrics();
-    handle.run_upkeep();
     ([("content-type", "text/plain; version=0.0.4")], handle.render())
 }
 

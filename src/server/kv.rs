@@ -1,22 +1,15 @@
 //! The `Kv` service: unary calls, streamed scans, and the pipeline that the client library lives on.
 
-use super::{Core, inside::reply_of, responder::DEADLINE_MAX};
+use super::{Core, pipeline, responder::DEADLINE_MAX};
 use crate::{
     error::{Error, Reason},
     proto::{status_of, v1},
 };
 use futures_util::{Stream, StreamExt as _};
 use std::{pin::Pin, sync::Arc, time::Duration};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 use v1::{kv_server::Kv, reply::Result as Answer, request::Op};
-
-/// Requests of one pipeline that may be under way; more wait unread, which the client's flow control feels.
-pub(crate) const PIPELINE_IN_FLIGHT_MAX: usize = 4_096;
-/// Answers sent together at most.
-const PIPELINE_REPLIES_MAX: usize = 512;
-/// Bytes of answers sent together, about.
-const PIPELINE_REPLY_BYTES_MAX: usize = 1 << 20;
 
 /// The service.
 #[derive(Clone)]
@@ -120,57 +113,9 @@ impl Kv for KvService {
         Self: 'f,
     {
         Box::pin(async move {
-            let (answers, ready) = mpsc::channel(PIPELINE_IN_FLIGHT_MAX);
-            let serving = serve_pipeline(Arc::clone(&self.0), request.into_inner(), answers);
-            self.0.scope.enter(|| crate::env::spawn(serving));
-            let replies = futures_util::stream::unfold(ready, |mut ready| async move {
-                let replies = drain(&mut ready).await?;
-                Some((Ok(v1::PipelineReply { replies }), ready))
-            });
+            let replies = pipeline::serve(Arc::clone(&self.0), request.into_inner());
             Ok(Response::new(Box::pin(replies) as Self::PipelineStream))
         })
-    }
-}
-
-/// Waits for an answer, and takes with it those that are ready too. `None` when no more will come.
-async fn drain(ready: &mut mpsc::Receiver<v1::Reply>) -> Option<Vec<v1::Reply>> {
-    let mut replies = vec![ready.recv().await?];
-    let mut bytes = prost::Message::encoded_len(&replies[0]);
-    while replies.len() < PIPELINE_REPLIES_MAX && bytes < PIPELINE_REPLY_BYTES_MAX {
-        let Ok(reply) = ready.try_recv() else { break };
-        bytes += prost::Message::encoded_len(&reply);
-        replies.push(reply);
-    }
-    Some(replies)
-}
-
-/// Reads requests and has each answered on its own, a bounded number at a time.
-async fn serve_pipeline(
-    core: Arc<Core>,
-    mut requests: Streaming<v1::PipelineRequest>,
-    answers: mpsc::Sender<v1::Reply>,
-) {
-    loop {
-        let batch = match requests.message().await {
-            Ok(Some(batch)) => batch,
-            Ok(None) | Err(_) => return,
-        };
-        for request in batch.requests {
-            // A permit is room for the answer: with none left, nothing more is read.
-            let Ok(permit) = answers.clone().reserve_owned().await else { return };
-            let core = Arc::clone(&core);
-            crate::env::spawn(async move {
-                permit.send(reply(&core, request).await);
-            });
-        }
-    }
-}
-
-/// Answers one request of a pipeline.
-async fn reply(core: &Core, request: v1::Request) -> v1::Reply {
-    match core.running() {
-        Ok(running) => running.responder.reply(request).await,
-        Err(error) => reply_of(request.id, Err(error)),
     }
 }
 

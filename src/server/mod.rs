@@ -17,6 +17,7 @@ mod internode;
 mod join;
 mod kv;
 mod listen;
+mod pipeline;
 mod read;
 mod responder;
 mod topology;
@@ -351,6 +352,7 @@ pub async fn start(config: NodeConfig) -> Result<ServerHandle, StartError> {
         crate::env::spawn(serve_grpc(Arc::clone(&core), listener, switch.clone()));
         let ready = Arc::clone(&core);
         crate::env::spawn(http::serve(http_listener, Arc::new(move || ready.ready())));
+        crate::env::spawn(http::upkeep());
         crate::env::spawn(join::run(Arc::clone(&core)));
     });
     Ok(ServerHandle { core, address, http, switch, failed: failures })

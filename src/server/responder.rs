@@ -18,6 +18,7 @@ use crate::{
 };
 use futures_util::Stream;
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -69,8 +70,7 @@ impl Responder {
         let started = Instant::now();
         let method = exec::method(request.op.as_ref());
         let result = self.answer_uncounted(request, deadline).await;
-        let code = result.as_ref().map_or_else(|error| error.reason.as_str(), |_| "OK");
-        telemetry::observe_rpc(method, code, started.elapsed());
+        telemetry::observe_rpcs(method, code_of(&result), started.elapsed(), 1);
         result
     }
 
@@ -86,10 +86,37 @@ impl Responder {
 
     /// Answers one request of a stream, within the deadline that it states or else the default.
     pub async fn reply(&self, request: v1::Request) -> v1::Reply {
+        let (id, deadline) = (request.id, Instant::now() + self.patience(&request));
+        reply_of(id, self.answer(request, deadline).await)
+    }
+
+    /// Answers requests of a stream that are [`exec::alike`], or one of any kind: one reply for each, in order. The longest
+    /// deadline counts for all; whoever stated a shorter one does not wait longer for that.
+    pub(crate) async fn reply_alike(&self, mut requests: Vec<v1::Request>) -> Vec<v1::Reply> {
+        if requests.len() == 1 {
+            let request = requests.pop().expect("there is one");
+            return vec![self.reply(request).await];
+        }
+        let started = Instant::now();
+        let patience = requests.iter().map(|request| self.patience(request)).max().unwrap_or_default();
+        let asked: Vec<(u64, &'static str)> =
+            requests.iter().map(|request| (request.id, exec::method(request.op.as_ref()))).collect();
+        let answers = self.0.executor.execute_alike(requests, started + patience).await;
+        let mut replies = Vec::with_capacity(answers.len());
+        let mut counted: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for ((id, method), answer) in asked.into_iter().zip(answers) {
+            *counted.entry((method, code_of(&answer))).or_default() += 1;
+            replies.push(reply_of(id, answer));
+        }
+        for ((method, code), count) in counted {
+            telemetry::observe_rpcs(method, code, started.elapsed(), count);
+        }
+        replies
+    }
+
+    fn patience(&self, request: &v1::Request) -> Duration {
         let asked = Duration::from_millis(request.deadline_ms.into());
-        let patience = if asked.is_zero() { self.0.deadline_default } else { asked.min(DEADLINE_MAX) };
-        let id = request.id;
-        reply_of(id, self.answer(request, Instant::now() + patience).await)
+        if asked.is_zero() { self.0.deadline_default } else { asked.min(DEADLINE_MAX) }
     }
 
     /// Every page of a scan, one after the other, each within `page_deadline`.
@@ -100,6 +127,10 @@ impl Responder {
     ) -> impl Stream<Item = Result<v1::ScanReply, Error>> + Send + use<> {
         self.0.router.scan_pages(scan, page_deadline)
     }
+}
+
+fn code_of(result: &Result<Answer, Error>) -> &'static str {
+    result.as_ref().map_or_else(|error| error.reason.as_str(), |_| "OK")
 }
 
 impl std::fmt::Debug for Responder {
