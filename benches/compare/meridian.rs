@@ -1,0 +1,159 @@
+//! Meridian: three processes of this build (or of another binary), asked through the library and as plain gRPC.
+
+use crate::{
+    load::key_of,
+    process::{Servers, free_addresses},
+    system::{Aim, Channels, Cluster, Leaders, Level, REPLICAS, System, ready},
+};
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use meridian::{
+    client::{Client, Consistency, Keyspace},
+    proto::v1::{self, kv_client::KvClient},
+};
+use std::{path::Path, process::Command, time::Duration};
+use tonic::transport::Channel;
+
+/// Where all rows are.
+pub(crate) const KEYSPACE: &str = "compare";
+/// Patience with an operation: longer than any that is not broken takes.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) async fn start(program: &Path, dir: &Path, partitions: u64, rows: u64) -> anyhow::Result<Cluster> {
+    let addresses = free_addresses(REPLICAS)?;
+    let mut servers = Servers::default();
+    for (index, address) in addresses.iter().enumerate() {
+        let others: Vec<&str> = addresses.iter().filter(|other| *other != address).map(String::as_str).collect();
+        let mut command = Command::new(program);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MERIDIAN_")) {
+            command.env_remove(name);
+        }
+        command.args(["start", "--listen", address, "--http", "127.0.0.1:0", "--join", &others.join(",")]);
+        command.arg("--data").arg(dir.join(format!("n{index}")));
+        servers.start(format!("n{index}"), dir, command)?;
+    }
+    let client = ready(&mut servers, async || connect(addresses.clone()).await).await?;
+    client.admin().init(REPLICAS as u32).await.context("forming the cluster")?;
+    ready(&mut servers, async || {
+        let status = client.admin().status().await?;
+        let alive = status.nodes.iter().filter(|node| node.alive).count();
+        ensure!(status.healthy && alive == REPLICAS, "{alive} nodes are alive; {:?}", status.problems);
+        Ok(())
+    })
+    .await?;
+    let split_at = (1..partitions).map(|n| key_of(n * rows / partitions)).collect();
+    let request = v1::CreateKeyspaceRequest {
+        name: KEYSPACE.to_owned(),
+        layout: v1::Layout::Ordered.into(),
+        replicas: REPLICAS as u32,
+        split_at,
+        ..Default::default()
+    };
+    client.admin().create_keyspace(request).await.context("creating the keyspace")?;
+    ready(&mut servers, async || {
+        let partitions = client.admin().partitions(KEYSPACE).await?.partitions;
+        ensure!(partitions.iter().all(|partition| partition.leader != 0), "a partition has no leader");
+        Ok(())
+    })
+    .await?;
+    Ok(Cluster { system: System::Meridian, servers, addresses })
+}
+
+pub(crate) async fn connect(addresses: Vec<String>) -> anyhow::Result<Client> {
+    Ok(Client::builder(addresses).deadline(DEADLINE).connect().await?)
+}
+
+/// Who leads what, as the nodes say.
+pub(crate) async fn leaders(channels: &Channels) -> anyhow::Result<Leaders> {
+    let admin = connect(channels.addresses.clone()).await?.admin();
+    let nodes = admin.nodes().await?;
+    let mut intervals = Vec::new();
+    for partition in admin.partitions(KEYSPACE).await?.partitions {
+        let leader = nodes.iter().filter_map(|status| status.node.as_ref()).find(|node| node.id == partition.leader);
+        let index = leader.and_then(|node| channels.addresses.iter().position(|address| *address == node.address));
+        intervals.push((partition.start, index.context("a partition has no leader")?));
+    }
+    Ok(Leaders { intervals })
+}
+
+pub(crate) async fn get(keyspace: &Keyspace, key: Bytes, level: Level) -> anyhow::Result<bool> {
+    let consistency = match level {
+        Level::Linearizable => Consistency::Linearizable,
+        Level::Lease => Consistency::Lease,
+        Level::Eventual => Consistency::Eventual,
+    };
+    Ok(keyspace.get(key).consistency(consistency).await?.is_some())
+}
+
+pub(crate) async fn scan(keyspace: &Keyspace, from: Bytes, to: Bytes, limit: u32) -> anyhow::Result<u64> {
+    let rows = keyspace.scan(from..to).limit(limit.into()).page_rows(limit).await?;
+    Ok(rows.len() as u64)
+}
+
+pub(crate) async fn put_many(keyspace: &Keyspace, rows: Vec<(Bytes, Bytes)>) -> anyhow::Result<()> {
+    let batch = rows.into_iter().fold(keyspace.batch(), |batch, (key, value)| batch.put(key, value));
+    for item in batch.await?.items {
+        item?;
+    }
+    Ok(())
+}
+
+/// A caller of plain gRPC.
+pub(crate) struct Unary {
+    nodes: Vec<KvClient<Channel>>,
+    aim: Aim,
+}
+
+impl Unary {
+    pub(crate) fn new(channels: &Channels, client: usize) -> Self {
+        let nodes = channels.of(client).into_iter().map(KvClient::new).collect();
+        Self { nodes, aim: Aim::new(channels, client) }
+    }
+
+    fn node(&mut self, key: &[u8], level: Level) -> &mut KvClient<Channel> {
+        let index = self.aim.at(key, level);
+        &mut self.nodes[index]
+    }
+
+    pub(crate) async fn put(&mut self, key: Bytes, value: Bytes) -> anyhow::Result<()> {
+        let node = self.node(&key, Level::Linearizable);
+        let request = v1::PutRequest { keyspace: KEYSPACE.to_owned(), key, value, ..Default::default() };
+        let reply = node.put(request).await?.into_inner();
+        ensure!(reply.applied, "the put was not applied");
+        Ok(())
+    }
+
+    pub(crate) async fn get(&mut self, key: Bytes, level: Level) -> anyhow::Result<bool> {
+        let node = self.node(&key, level);
+        let consistency = match level {
+            Level::Linearizable => v1::Consistency::Linearizable,
+            Level::Lease => v1::Consistency::Lease,
+            Level::Eventual => v1::Consistency::Eventual,
+        };
+        let options = Some(v1::ReadOptions { consistency: consistency.into(), ..Default::default() });
+        let request = v1::GetRequest { keyspace: KEYSPACE.to_owned(), key, options };
+        Ok(node.get(request).await?.into_inner().found)
+    }
+
+    pub(crate) async fn scan(&mut self, from: Bytes, to: Bytes, limit: u32) -> anyhow::Result<u64> {
+        let node = self.node(&from, Level::Linearizable);
+        let lower = Some(v1::Bound { key: from, inclusive: true });
+        let upper = Some(v1::Bound { key: to, inclusive: false });
+        let mut request = v1::ScanRequest {
+            keyspace: KEYSPACE.to_owned(),
+            range: Some(v1::KeyRange { lower, upper }),
+            limit: Some(limit.into()),
+            page_rows: limit,
+            ..Default::default()
+        };
+        let mut rows = 0;
+        loop {
+            let page = node.scan(request.clone()).await?.into_inner();
+            rows += page.rows.len() as u64;
+            if page.next_page_token.is_empty() {
+                return Ok(rows);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What clients do, and which keys they do it to: the same for every system, drawn from the same seeds.
+
+use crate::system::{Level, Way};
+use rand::{RngExt as _, rngs::StdRng};
+
+/// Clients of scans of 1,000 rows: more would only wait for each other's megabytes.
+const SCANNERS: usize = 16;
+/// Most rows of a scan of YCSB E.
+const SHORT_SCAN_ROWS_MAX: u32 = 100;
+/// Skew of YCSB's choice of keys.
+const THETA: f64 = 0.99;
+
+/// One workload.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) mix: Mix,
+    pub(crate) clients: Clients,
+}
+
+/// How many clients, each with one request in flight.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Clients {
+    /// As many as the options say.
+    Many,
+    /// At most [`SCANNERS`].
+    Few,
+    One,
+    /// As many as the options say, but together no more operations per second than the options say.
+    Paced,
+}
+
+/// Which operations.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Mix {
+    Put,
+    Get(Level),
+    Scan(u32),
+    /// A, B and C: so many reads of a hundred operations, the others writes; keys skewed.
+    ReadWrite(u32),
+    /// D: reads of what was written last, and some inserts.
+    Latest,
+    /// E: short scans and some inserts.
+    ShortScans,
+    /// F: reads, and reads with a write afterwards.
+    ReadModifyWrite,
+}
+
+/// One operation; keys by number.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Operation {
+    Put(u64),
+    Get(u64, Level),
+    /// A read of a row that may be on its way still.
+    GetLatest(u64),
+    Scan(u64, u32),
+    ReadModifyWrite(u64),
+    Insert,
+}
+
+const fn of(name: &'static str, what: &'static str, mix: Mix, clients: Clients) -> Workload {
+    Workload { name, what, mix, clients }
+}
+
+/// All of them, in the order in which they are run and shown.
+pub(crate) const ALL: &[Workload] = &[
+    of("put", "put", Mix::Put, Clients::Many),
+    of("get", "get, linearizable", Mix::Get(Level::Linearizable), Clients::Many),
+    of("get-lease", "get, lease", Mix::Get(Level::Lease), Clients::Many),
+    of("get-eventual", "get, eventual", Mix::Get(Level::Eventual), Clients::Many),
+    of("ycsb-a", "YCSB A (50 % reads, 50 % writes)", Mix::ReadWrite(50), Clients::Many),
+    of("ycsb-b", "YCSB B (95 % reads, 5 % writes)", Mix::ReadWrite(95), Clients::Many),
+    of("ycsb-c", "YCSB C (reads)", Mix::ReadWrite(100), Clients::Many),
+    of("ycsb-d", "YCSB D (95 % reads of the latest, 5 % inserts)", Mix::Latest, Clients::Many),
+    of("ycsb-e", "YCSB E (95 % scans of 1 to 100 rows, 5 % inserts)", Mix::ShortScans, Clients::Many),
+    of("ycsb-f", "YCSB F (50 % reads, 50 % read-modify-writes)", Mix::ReadModifyWrite, Clients::Many),
+    of("scan-10", "scan of 10 rows", Mix::Scan(10), Clients::Many),
+    of("scan-1000", "scan of 1,000 rows, 16 clients", Mix::Scan(1_000), Clients::Few),
+    of("one-put", "put, one client", Mix::Put, Clients::One),
+    of("one-get", "get, linearizable, one client", Mix::Get(Level::Linearizable), Clients::One),
+    of("one-eventual", "get, eventual, one client", Mix::Get(Level::Eventual), Clients::One),
+    of("paced-put", "put, at a fixed rate", Mix::Put, Clients::Paced),
+    of("paced-get", "get, linearizable, at a fixed rate", Mix::Get(Level::Linearizable), Clients::Paced),
+];
+
+/// Those of a quick look.
+pub(crate) const QUICK: &[&str] = &["put", "get", "get-eventual", "scan-1000"];
+
+impl Workload {
+    /// What is counted.
+    pub(crate) const fn unit(&self) -> &'static str {
+        if matches!(self.mix, Mix::Scan(_)) { "rows" } else { "ops" }
+    }
+
+    pub(crate) fn clients(&self, many: usize) -> usize {
+        match self.clients {
+            Clients::Many | Clients::Paced => many,
+            Clients::Few => many.min(SCANNERS),
+            Clients::One => 1,
+        }
+    }
+
+    pub(crate) const fn is_for(&self, way: Way) -> bool {
+        match self.mix {
+            Mix::Get(level) => way.can_read(level),
+            Mix::Scan(_) | Mix::ShortScans => way.can_scan(),
+            _ => true,
+        }
+    }
+}
+
+impl Mix {
+    /// The next operation, when the rows `0..rows` are there.
+    pub(crate) fn next(self, rng: &mut StdRng, zipf: &Zipf, rows: u64) -> Operation {
+        let dice = rng.random_range(0..100);
+        let skewed = |rng: &mut StdRng| scramble(zipf.rank(rng.random())) % rows;
+        match self {
+            Self::Put => Operation::Put(rng.random_range(0..rows)),
+            Self::Get(level) => Operation::Get(rng.random_range(0..rows), level),
+            Self::Scan(count) => Operation::Scan(rng.random_range(0..rows.saturating_sub(count.into()).max(1)), count),
+            Self::ReadWrite(reads) if dice < reads => Operation::Get(skewed(rng), Level::Linearizable),
+            Self::ReadWrite(_) => Operation::Put(skewed(rng)),
+            Self::Latest | Self::ShortScans if dice >= 95 => Operation::Insert,
+            Self::Latest => Operation::GetLatest((rows - 1).saturating_sub(zipf.rank(rng.random()))),
+            Self::ShortScans => Operation::Scan(skewed(rng), rng.random_range(1..=SHORT_SCAN_ROWS_MAX)),
+            Self::ReadModifyWrite if dice < 50 => Operation::Get(skewed(rng), Level::Linearizable),
+            Self::ReadModifyWrite => Operation::ReadModifyWrite(skewed(rng)),
+        }
+    }
+}
+
+/// YCSB's distribution: rank `n` is about `n^-0.99` times as likely as the first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Zipf {
+    items: f64,
+    zeta: f64,
+    eta: f64,
+}
+
+impl Zipf {
+    pub(crate) fn new(items: u64) -> Self {
+        let zeta = |count: u64| (1..=count).map(|rank| (rank as f64).powf(-THETA)).sum::<f64>();
+        let (zeta, zeta_of_two, items) = (zeta(items), zeta(2), items as f64);
+        let eta = (1.0 - (2.0 / items).powf(1.0 - THETA)) / (1.0 - zeta_of_two / zeta);
+        Self { items, zeta, eta }
+    }
+
+    /// The rank, from 0, at a point of `[0, 1)` (Gray et al., "Quickly generating billion-record synthetic databases").
+    fn rank(&self, point: f64) -> u64 {
+        let scaled = point * self.zeta;
+        if scaled < 1.0 {
+            0
+        } else if scaled < 1.0 + 0.5_f64.powf(THETA) {
+            1
+        } else {
+            (self.items * (self.eta * point - self.eta + 1.0).powf(1.0 / (1.0 - THETA))) as u64
+        }
+    }
+}
+
+/// Spreads the popular ranks over all keys.
+const fn scramble(rank: u64) -> u64 {
+    let mixed = (rank ^ (rank >> 30)).wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 1
+}
