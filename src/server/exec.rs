@@ -255,6 +255,7 @@ impl Call<'_> {
         options: Option<v1::ReadOptions>,
         gets: impl Iterator<Item = Op>,
     ) -> Vec<Result<Answer, Error>> {
+        type Found = Result<Option<kv::Row>, kv::NotOwned>;
         let key = |op| match op {
             Op::Get(get) => self.rules.key(get.key),
             _ => unreachable!("only reads of single rows are alike to one"),
@@ -267,7 +268,7 @@ impl Call<'_> {
         let (rows, info) = self
             .at(&point, |store| keys.iter().map(|key| key.as_ref().ok().map(|key| store.get(key))).collect::<Vec<_>>());
         let mut served = 0;
-        let answer = |(key, row): (Result<Bytes, Error>, Option<Result<Option<kv::Row>, kv::NotOwned>>)| {
+        let answer = |(key, row): (Result<Bytes, Error>, Option<Found>)| {
             let (key, Some(row)) = (key?, row) else { unreachable!("every key that may be one was looked up") };
             let row = row.map_err(|refusal| Error::from(refusal).hint(self.node.hint(self.partition.id)))?;
             self.partition.counters().read(&key, row.as_ref().map_or(0, value_bytes));
