@@ -22,11 +22,12 @@ use std::collections::BTreeMap;
 pub fn check(history: &History<'_>) -> Verdict {
     let table = Table::of(history, &[]);
     let mut findings = Findings::default();
+    // Before the reads: where versions go back, so many seem stale that nothing else would be listed.
+    versions(history, &table, &mut findings);
     for op in history.ops.iter().filter(|op| op.f() == "read") {
         judge_read(&table, op, &mut findings);
     }
     sessions(history, &table, &mut findings);
-    versions(history, &table, &mut findings);
     findings.verdict("levels", &["reads"])
 }
 
