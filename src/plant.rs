@@ -5,7 +5,7 @@
 //! simulation plants a bug in its own thread, a process in all of itself (the variable [`VARIABLE`]).
 //!
 //! `P1` … `P20` are the numbers of the project's list of bugs to be planted. Those that break what does not exist yet are
-//! missing: a child without sessions (P11), merges (P17), rows that expire (P10), some of partitions that move (P12, P19).
+//! missing: rows that expire (P10), some of partitions that move (P12, P19).
 //!
 //! Invariants:
 //! * a release build cannot have the feature;
@@ -163,12 +163,16 @@ bugs! {
     /// Rows leave a scan before those that come first have arrived.
     ScanOutOfOrder = "scan-out-of-order", "a merge of answers as they come", "rows (order, row seen twice)";
 
-    // What becomes of partitions that are cut, and of replicas that are replaced.
+    // What becomes of partitions that are cut or merged, and of replicas that are replaced.
 
     /// Reads of single rows do not look at whether the row still lies in the partition.
     BoundsIgnoredAtRead = "bounds-ignored-at-read", "P6; TiKV test_stale_peer (reads with an old epoch)", "register (a row that is not there)";
     /// A page says that it covers all that was asked for, also what was cut off meanwhile.
-    PageBeyondBounds = "page-beyond-bounds", "P7; a scan that does not look at the epoch between pages", "rows (lost row)";
+    PageBeyondBounds = "page-beyond-bounds", "P11; a scan that does not look at the epoch between pages", "rows (lost row)";
+    /// A partition that is cut off does not know what was answered before.
+    ChildWithoutSessions = "child-without-sessions", "a dedupe table that does not go with its rows", "counter (applied twice)";
+    /// A partition that is sealed for a merge still answers reads of single rows.
+    SealIgnoredAtRead = "seal-ignored-at-read", "P7; TiKV test_merge (a source that still serves)", "register (stale read)";
     /// A replica that the map gives to others meanwhile is kept by a node that comes back.
     ReplacedReplicaKept = "replaced-replica-kept", "P13; TiKV test_stale_peer_destroy_after_peer_removed", "rest after the heal (a replica too many)";
 }

@@ -15,9 +15,11 @@
 
 use super::bounds::Bounds;
 use super::codec::{DecodeError, Reader, Sink, put_bytes, put_u64, put_varint};
+use super::session::Sessions;
 use super::snapshot::Restore;
 use super::store::Store;
 use crate::key::{Layout, NodeId, PartitionId, Replica, ReplicaId, SEED_INDEX, Span, position_of_token, token};
+use crate::plant::{Bug, planted};
 use bytes::Bytes;
 
 /// First byte of an encoded change, which no encoded [`super::Command`] begins with.
@@ -215,7 +217,12 @@ impl Store {
         let table = self.table_mut().split_off(&split.at, layout);
         self.bounds_mut().reshape(left);
         let bounds = Bounds::at(layout, right, self.epoch(), None);
-        let store = Self::from_parts(bounds, table, self.session_table().clone(), SEED_INDEX, self.last_version());
+        let sessions = if planted(Bug::ChildWithoutSessions) {
+            Sessions::new(*self.session_table().limits(), 0)
+        } else {
+            self.session_table().clone()
+        };
+        let store = Self::from_parts(bounds, table, sessions, SEED_INDEX, self.last_version());
         Some(Birth { split: split.clone(), store })
     }
 

@@ -63,6 +63,10 @@ pub(crate) enum Sim {
     Plan {
         #[arg(long)]
         seed: u64,
+        /// The plan that is to provoke a planted bug; `MERIDIAN_PLANT` plants it for `run`
+        #[cfg(feature = "planted")]
+        #[arg(long)]
+        bug: Option<meridian::plant::Bug>,
     },
 }
 
@@ -100,7 +104,12 @@ pub(crate) fn asked() -> Option<Sim> {
 impl Sim {
     pub(crate) fn run(self) -> ExitCode {
         match self {
-            Self::Plan { seed } => {
+            #[cfg(feature = "planted")]
+            Self::Plan { seed, bug: Some(bug) } => {
+                print!("{}", crate::planted::plan(bug, seed).to_json());
+                ExitCode::SUCCESS
+            }
+            Self::Plan { seed, .. } => {
                 print!("{}", Plan::of(seed).to_json());
                 ExitCode::SUCCESS
             }

@@ -43,6 +43,8 @@ macro_rules! scenarios {
 pub(crate) use scenarios;
 
 fn main() -> std::process::ExitCode {
+    #[cfg(feature = "planted")]
+    meridian::plant::set_from_env().unwrap();
     match command::asked() {
         Some(command) => command.run(),
         None => libtest_mimic::run(&libtest_mimic::Arguments::from_args(), suite::trials()).exit_code(),
