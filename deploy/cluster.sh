@@ -97,6 +97,13 @@ need_ports() {
   done
 }
 
+# Threads of a node: the nodes share the cores of this machine, and a thread for which there is none only makes others wait.
+threads() {
+  local cores
+  cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+  printf '%s' $((cores > NODES ? cores / NODES : 1))
+}
+
 start_node() {
   local node=$1 dir pid
   dir=$(node_dir "$node")
@@ -104,7 +111,7 @@ start_node() {
   mkdir -p "$dir/data"
   local join=()
   if [ "$NODES" -gt 1 ]; then join=(--join "$(addresses "$node")"); fi
-  nohup "$BIN" start --data "$dir/data" --listen "$(address_of "$node")" \
+  TOKIO_WORKER_THREADS=${TOKIO_WORKER_THREADS:-$(threads)} nohup "$BIN" start --data "$dir/data" --listen "$(address_of "$node")" \
     --http "127.0.0.1:$(($(port_of "$node") + HTTP_OFFSET))" ${join[@]+"${join[@]}"} >>"$dir/log" 2>&1 </dev/null &
   pid=$!
   printf '%s\n%s\n' "$pid" "$(began "$pid")" >"$dir/pid"

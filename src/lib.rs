@@ -23,7 +23,7 @@
 //!
 //! | layer | modules | |
 //! |---|---|---|
-//! | 4 | [`server`], [`cli`] | decode, check, call, encode · the command line |
+//! | 4 | [`server`], [`cli`], [`proof`], [`drill`] | decode, check, call, encode · the command line · workloads and checkers · faults on real processes |
 //! | 3 | [`client`], [`node`] | routing, retries, scans, outside and inside · one process: its replicas, its part in the driver |
 //! | 2 | [`raft`], [`log`], [`transport`] | openraft behind [`raft::Group`] · the durable log · frames between nodes |
 //! | 1 | [`kv`], [`placement`] | pure: what a partition replicates · what the driver replicates, and what it plans |
@@ -36,8 +36,9 @@
 //! # A write
 //!
 //! [`client::router::Router`] finds the partition in the map, stamps the write with its session and sequence, and sends
-//! it to the leader, following hints → `server::exec` checks what is wrong in itself → [`node::Partition`] batches
-//! the writes that wait into one entry → [`raft::Group::write`] → one fsync for all groups of the node, in parallel with
+//! it to the leader, following hints, with whatever else waits for that node as one message ([`client::pipeline`]) →
+//! `server::pipeline` has requests that ask the same of the same partition executed together → `server::exec` checks what
+//! is wrong in itself → [`node::Partition`] batches the writes that wait into one entry → [`raft::Group::write`] → one fsync for all groups of the node, in parallel with
 //! replication → quorum → [`kv::Store::apply`] decides, in log order, who owns the key, whether the condition holds and
 //! whether the write is a repetition → the reply. An error says `not applied` only if the write was never proposed or was
 //! refused in the log; everything else is `unknown`, and safe to retry under the same sequence.

@@ -5,7 +5,7 @@ use super::store::Store;
 use super::table::Row;
 use crate::key::{Span, Tokens, successor};
 use crate::plant::{Bug, planted};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 /// Most rows that one page looks at, whatever it is asked for: readers hold writers up for no longer.
 pub const SCAN_LOOKED_MAX: u64 = 65_536;
@@ -33,7 +33,8 @@ pub struct ScanSpec {
 /// One page.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Page {
-    /// Keys and rows, in the order asked for; the value is empty if only keys were asked for.
+    /// Keys and rows, in the order asked for; the value is empty if only keys were asked for. The keys of a page share one
+    /// allocation.
     pub rows: Vec<(Bytes, Row)>,
     /// Rows returned or counted.
     pub count: u64,
@@ -95,6 +96,19 @@ impl Page {
         part: &Part,
         rows: impl Iterator<Item = (&'a [u8], &'a Row)>,
     ) -> Option<&'a [u8]> {
+        let mut taken = Taken::default();
+        let cut = self.take(spec, part, rows, &mut taken);
+        self.rows = taken.into_rows();
+        cut
+    }
+
+    fn take<'a>(
+        &mut self,
+        spec: &ScanSpec,
+        part: &Part,
+        rows: impl Iterator<Item = (&'a [u8], &'a Row)>,
+        taken: &mut Taken,
+    ) -> Option<&'a [u8]> {
         let rows_max = spec.rows_max.max(1);
         let mut bytes = 0;
         let mut last = None;
@@ -111,12 +125,27 @@ impl Page {
                 self.count += 1;
                 if !spec.count_only {
                     let value = if spec.keys_only { Bytes::new() } else { row.value.clone() };
-                    self.rows.push((Bytes::copy_from_slice(key), Row { value, version: row.version }));
+                    taken.keys.extend_from_slice(key);
+                    taken.rows.push((key.len(), Row { value, version: row.version }));
                 }
             }
             self.looked += 1;
             last = Some(key);
         }
         None
+    }
+}
+
+/// Rows of a page in the making: their keys behind each other, with the length of each.
+#[derive(Default)]
+struct Taken {
+    keys: BytesMut,
+    rows: Vec<(usize, Row)>,
+}
+
+impl Taken {
+    fn into_rows(self) -> Vec<(Bytes, Row)> {
+        let mut keys = self.keys.freeze();
+        self.rows.into_iter().map(|(len, row)| (keys.split_to(len), row)).collect()
     }
 }
