@@ -135,7 +135,7 @@ fn provoked(bug: Bug) -> Provoked {
         Bug::ConditionIgnored => new(5, &[Register], &[], nothing, &["not-linearizable", "lost-write", "stale-read"]),
         Bug::BatchHalfApplied => new(5, &[Bank], &[], nothing, &["broken-sum"]),
         Bug::FullBatchLosesEntry => new(5, &[Register, Counter], DEATHS, no_snapshots, APART),
-        Bug::VersionsGoBack => new(20, &[Register], &["isolate", "transfer", "transfer"], wrong_clocks, &["version"]),
+        Bug::VersionsGoBack => new(5, &[Register], &["isolate", "transfer", "transfer"], wrong_clocks, &["version"]),
         Bug::SnapshotWithoutSessions => new(5, &[Counter], DEATHS, snapshots_all_the_time, APART),
         Bug::SnapshotWithoutLastRow => new(5, &[Register], DEATHS, snapshots_all_the_time, APART),
         Bug::SnapshotAhead => new(5, &[Counter], DEATHS, snapshots_all_the_time, APART),
