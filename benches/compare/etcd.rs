@@ -1,17 +1,24 @@
 //! etcd: three processes, asked by unary gRPC calls with the few messages that are needed, written by hand.
 
 use crate::{
+    load::key_of,
     process::{Servers, free_addresses},
     system::{Aim, Channels, Cluster, Leaders, Level, REPLICAS, System, ready},
 };
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
-use std::{path::Path, process::Command};
+use std::{
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicU64, Ordering},
+};
 use tonic::{client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel};
 use tonic_prost::ProstCodec;
 
 /// Larger than its default of 2 GiB: it keeps every value that was ever written.
 const QUOTA_BYTES: u64 = 16 << 30;
+/// Rows of one request of a long scan.
+const PAGE_ROWS: usize = 10_000;
 /// Requests in one transaction, its default limit.
 const TXN_OPS_MAX: usize = 128;
 
@@ -146,7 +153,7 @@ where
 /// A caller of plain gRPC.
 pub(crate) struct Unary {
     nodes: Vec<Grpc<Channel>>,
-    aim: Aim,
+    pub(crate) aim: Aim,
 }
 
 impl Unary {
@@ -177,6 +184,14 @@ impl Unary {
         let request = RangeRequest { key: from, range_end: to, limit: limit.into(), serializable: false };
         let found: RangeResponse = call(self.node(Level::Linearizable), "/etcdserverpb.KV/Range", request).await?;
         Ok(found.kvs.len() as u64)
+    }
+
+    pub(crate) async fn scan_all(&mut self, rows: u64, seen: &AtomicU64) -> anyhow::Result<()> {
+        for from in (0..rows).step_by(PAGE_ROWS) {
+            let page = self.scan(key_of(from), key_of(from + PAGE_ROWS as u64), PAGE_ROWS as u32).await?;
+            seen.fetch_add(page, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     pub(crate) async fn put_many(&mut self, rows: Vec<(Bytes, Bytes)>) -> anyhow::Result<()> {

@@ -44,7 +44,7 @@ pub(crate) fn key_of(number: u64) -> Bytes {
 /// The rows of one system.
 pub(crate) struct Data {
     /// Rows that were there at the beginning.
-    rows: u64,
+    pub(crate) rows: u64,
     inserted: AtomicU64,
     value_bytes: usize,
     pool: Bytes,
@@ -63,7 +63,7 @@ impl Data {
         self.pool.slice(from..from + self.value_bytes)
     }
 
-    /// Does it; the rows or operations that it counts for.
+    /// Does it; how many rows that concerned.
     async fn perform(&self, operation: Operation, caller: &mut Caller, rng: &mut StdRng) -> anyhow::Result<u64> {
         match operation {
             Operation::Put(number) => caller.put(key_of(number), self.value(rng)).await.map(|()| 1),
@@ -184,9 +184,9 @@ impl Client {
                 continue;
             }
             match done {
-                Ok(units) => {
+                Ok(rows) => {
                     tally.latency_us.saturating_record((ended - began).as_micros() as u64);
-                    tally.units += units;
+                    tally.units += if self.plan.mix.counts_rows() { rows } else { 1 };
                 }
                 Err(error) => {
                     tally.errors += 1;

@@ -6,7 +6,8 @@
 //! process: the clients share the machine with the servers, so CPU time per operation says more than the rate does.
 //!
 //! `process` starts and watches processes · `system` is what all systems have in common · `meridian`, `etcd` and `redis`
-//! are the systems · `workload` is what clients do · `load` does it · `report` and `plot` show it.
+//! are the systems · `workload` is what clients do, `load` does it · `long` is what is no matter of rates · `report` and
+//! `plot` show it.
 //!
 //! Invariants:
 //! * a system is asked by every way and in every round with operations drawn from the same seeds;
@@ -15,6 +16,7 @@
 
 mod etcd;
 mod load;
+mod long;
 mod meridian;
 mod plot;
 mod process;
@@ -26,6 +28,7 @@ mod workload;
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use load::{Data, Plan};
+use long::Long;
 use report::{Facts, Report, Row, Sample};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,6 +48,9 @@ pub(crate) struct Options {
     /// One short round of the most important workloads
     #[arg(long)]
     quick: bool,
+    /// Also what takes long: memory, puts beside a long scan, the loss of a leader
+    #[arg(long)]
+    long: bool,
     /// Only these ways of asking (default: all that are installed)
     #[arg(long, value_name = "WAY,…", value_delimiter = ',')]
     only: Vec<Way>,
@@ -66,6 +72,9 @@ pub(crate) struct Options {
     /// Length of values
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     value_bytes: u32,
+    /// Rows of what takes long, of 16 + 100 bytes
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(10_000..=100_000_000))]
+    long_rows: u64,
     /// Operations per second of the workloads at a fixed rate
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
@@ -116,22 +125,34 @@ fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 async fn compare(options: &Options) -> anyhow::Result<()> {
-    let workloads = chosen(options)?;
+    let (workloads, long) = chosen(options)?;
     let (ways, facts) = installed(options)?;
+    let systems: BTreeSet<System> = ways.iter().map(|way| way.system()).collect();
     std::fs::create_dir_all(&options.dir).with_context(|| format!("creating {}", options.dir.display()))?;
-    let dir = tempfile::Builder::new().prefix("run-").tempdir_in(&options.dir)?;
-    let mut running = BTreeMap::new();
-    for system in ways.iter().map(|way| way.system()).collect::<BTreeSet<_>>() {
-        eprintln!("{}: starting, and writing {} rows", system.name(), options.rows);
-        let started = Running::start(system, options, dir.path()).await;
-        running.insert(system, started.with_context(|| system.name())?);
+    let dir = || tempfile::Builder::new().prefix("run-").tempdir_in(&options.dir);
+    let mut report = Report { facts, rows: Vec::new(), tables: Vec::new(), peaks: BTreeMap::new() };
+    if !workloads.is_empty() {
+        let dir = dir()?;
+        let mut running = BTreeMap::new();
+        for system in &systems {
+            eprintln!("{}: starting, and writing {} rows", system.name(), options.rows);
+            let started = Running::start(*system, options, dir.path()).await;
+            running.insert(*system, started.with_context(|| system.name())?);
+        }
+        for workload in &workloads {
+            report.rows.extend(measure(workload, &ways, &mut running, options).await?);
+        }
+        let peak = |running: &Running| running.cluster.servers.memory().peak;
+        report.peaks = running.iter().map(|(system, running)| (*system, peak(running))).collect();
     }
-    let mut rows = Vec::new();
-    for workload in &workloads {
-        rows.extend(measure(workload, &ways, &mut running, options).await?);
+    if !long.is_empty() {
+        let mut long = Long::new(long, options.long_rows);
+        for system in systems {
+            let dir = dir()?;
+            long.measure(system, &ways, options, dir.path()).await.with_context(|| system.name())?;
+        }
+        report.tables = long.tables();
     }
-    let peaks = running.iter().map(|(system, running)| (*system, running.cluster.servers.memory().peak)).collect();
-    let report = Report { facts, rows, peaks };
     println!("\n{}", report.markdown());
     report.keep(&options.dir)?;
     if options.save {
@@ -140,17 +161,21 @@ async fn compare(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn chosen(options: &Options) -> anyhow::Result<Vec<Workload>> {
-    let names: Vec<&str> = workload::ALL.iter().map(|workload| workload.name).collect();
+/// What is to be measured: workloads, and what takes long.
+fn chosen(options: &Options) -> anyhow::Result<(Vec<Workload>, Vec<&'static str>)> {
+    let mut names: Vec<&str> = workload::ALL.iter().map(|workload| workload.name).collect();
+    names.extend(long::ALL);
     if let Some(unknown) = options.workloads.iter().find(|name| !names.contains(&name.as_str())) {
         bail!("there is no workload {unknown:?}; there are: {}", names.join(", "));
     }
-    let wanted = |workload: &&Workload| match (options.workloads.is_empty(), options.quick) {
-        (false, _) => options.workloads.iter().any(|name| name == workload.name),
-        (true, true) => workload::QUICK.contains(&workload.name),
-        (true, false) => true,
+    let wanted = |name: &str, by_default: bool| match options.workloads.as_slice() {
+        [] => by_default,
+        chosen => chosen.iter().any(|chosen| chosen == name),
     };
-    Ok(workload::ALL.iter().filter(wanted).copied().collect())
+    let is_default = |name: &str| !options.quick || workload::QUICK.contains(&name);
+    let workloads = workload::ALL.iter().filter(|workload| wanted(workload.name, is_default(workload.name)));
+    let long = long::ALL.iter().filter(|name| wanted(name, options.long));
+    Ok((workloads.copied().collect(), long.copied().collect()))
 }
 
 /// The ways that can be measured here, and what is to be known of the measurement.
@@ -200,10 +225,7 @@ async fn measure(
     let mut lanes = Vec::new();
     for way in ways.iter().copied().filter(|way| workload.is_for(*way)) {
         let door = Door::open(way, &running[&way.system()].cluster).await?;
-        let mut callers = Vec::new();
-        for client in 0..clients {
-            callers.push(door.caller(client).await?);
-        }
+        let callers = door.callers(clients).await?;
         lanes.push((door, callers, Row { workload: *workload, way, samples: Vec::new() }));
     }
     let rate = (workload.clients == Clients::Paced).then_some(options.rate);

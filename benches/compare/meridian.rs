@@ -7,17 +7,22 @@ use crate::{
 };
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use meridian::{
     client::{Client, Consistency, Keyspace},
     proto::v1::{self, kv_client::KvClient},
 };
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicU64, Ordering},
+};
 use tonic::transport::Channel;
 
 /// Where all rows are.
 pub(crate) const KEYSPACE: &str = "compare";
-/// Patience with an operation: longer than any that is not broken takes.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// Rows of one page of a long scan.
+const PAGE_ROWS: u32 = 10_000;
 
 pub(crate) async fn start(program: &Path, dir: &Path, partitions: u64, rows: u64) -> anyhow::Result<Cluster> {
     let addresses = free_addresses(REPLICAS)?;
@@ -34,13 +39,7 @@ pub(crate) async fn start(program: &Path, dir: &Path, partitions: u64, rows: u64
     }
     let client = ready(&mut servers, async || connect(addresses.clone()).await).await?;
     client.admin().init(REPLICAS as u32).await.context("forming the cluster")?;
-    ready(&mut servers, async || {
-        let status = client.admin().status().await?;
-        let alive = status.nodes.iter().filter(|node| node.alive).count();
-        ensure!(status.healthy && alive == REPLICAS, "{alive} nodes are alive; {:?}", status.problems);
-        Ok(())
-    })
-    .await?;
+    ready(&mut servers, async || is_whole(&addresses).await).await?;
     let split_at = (1..partitions).map(|n| key_of(n * rows / partitions)).collect();
     let request = v1::CreateKeyspaceRequest {
         name: KEYSPACE.to_owned(),
@@ -59,8 +58,18 @@ pub(crate) async fn start(program: &Path, dir: &Path, partitions: u64, rows: u64
     Ok(Cluster { system: System::Meridian, servers, addresses })
 }
 
+/// Fails unless every node is alive and every partition complete, as each node sees it.
+pub(crate) async fn is_whole(addresses: &[String]) -> anyhow::Result<()> {
+    for address in addresses {
+        let status = connect(vec![address.clone()]).await?.admin().status().await?;
+        let alive = status.nodes.iter().filter(|node| node.alive).count();
+        ensure!(status.healthy && alive == REPLICAS, "{alive} nodes are alive; {:?}", status.problems);
+    }
+    Ok(())
+}
+
 pub(crate) async fn connect(addresses: Vec<String>) -> anyhow::Result<Client> {
-    Ok(Client::builder(addresses).deadline(DEADLINE).connect().await?)
+    Ok(Client::connect(addresses).await?)
 }
 
 /// Who leads what, as the nodes say.
@@ -90,6 +99,14 @@ pub(crate) async fn scan(keyspace: &Keyspace, from: Bytes, to: Bytes, limit: u32
     Ok(rows.len() as u64)
 }
 
+pub(crate) async fn scan_all(keyspace: &Keyspace, rows: u64, seen: &AtomicU64) -> anyhow::Result<()> {
+    let mut pages = keyspace.scan(..key_of(rows)).page_rows(PAGE_ROWS).pages();
+    while let Some(page) = pages.try_next().await? {
+        seen.fetch_add(page.rows.len() as u64, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
 pub(crate) async fn put_many(keyspace: &Keyspace, rows: Vec<(Bytes, Bytes)>) -> anyhow::Result<()> {
     let batch = rows.into_iter().fold(keyspace.batch(), |batch, (key, value)| batch.put(key, value));
     for item in batch.await?.items {
@@ -101,7 +118,7 @@ pub(crate) async fn put_many(keyspace: &Keyspace, rows: Vec<(Bytes, Bytes)>) -> 
 /// A caller of plain gRPC.
 pub(crate) struct Unary {
     nodes: Vec<KvClient<Channel>>,
-    aim: Aim,
+    pub(crate) aim: Aim,
 }
 
 impl Unary {
@@ -137,15 +154,7 @@ impl Unary {
 
     pub(crate) async fn scan(&mut self, from: Bytes, to: Bytes, limit: u32) -> anyhow::Result<u64> {
         let node = self.node(&from, Level::Linearizable);
-        let lower = Some(v1::Bound { key: from, inclusive: true });
-        let upper = Some(v1::Bound { key: to, inclusive: false });
-        let mut request = v1::ScanRequest {
-            keyspace: KEYSPACE.to_owned(),
-            range: Some(v1::KeyRange { lower, upper }),
-            limit: Some(limit.into()),
-            page_rows: limit,
-            ..Default::default()
-        };
+        let mut request = v1::ScanRequest { limit: Some(limit.into()), page_rows: limit, ..range(Some(from), to) };
         let mut rows = 0;
         loop {
             let page = node.scan(request.clone()).await?.into_inner();
@@ -156,4 +165,21 @@ impl Unary {
             request.page_token = page.next_page_token;
         }
     }
+
+    pub(crate) async fn scan_all(&mut self, rows: u64, seen: &AtomicU64) -> anyhow::Result<()> {
+        let request = v1::ScanRequest { page_rows: PAGE_ROWS, ..range(None, key_of(rows)) };
+        let mut pages = self.node(&[], Level::Linearizable).scan_stream(request).await?.into_inner();
+        while let Some(page) = pages.message().await? {
+            seen.fetch_add(page.rows.len() as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// A scan of this range, linearizable.
+fn range(from: Option<Bytes>, to: Bytes) -> v1::ScanRequest {
+    let lower = from.map(|key| v1::Bound { key, inclusive: true });
+    let upper = Some(v1::Bound { key: to, inclusive: false });
+    let range = Some(v1::KeyRange { lower, upper });
+    v1::ScanRequest { keyspace: KEYSPACE.to_owned(), range, ..Default::default() }
 }

@@ -5,7 +5,10 @@
 //! * whatever ends the comparison, dropped servers are killed and waited for.
 
 use anyhow::{Context as _, bail};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    time::{ClockId, clock_gettime},
+};
 use std::{
     fs::{self, File},
     net::{Ipv4Addr, TcpListener},
@@ -18,6 +21,8 @@ use std::{
 const PORTS: std::ops::Range<u16> = 21_000..32_000;
 /// Unit of times in /proc/PID/stat: Linux shows programs 100 ticks a second, whatever its own are.
 const TICK_US: u64 = 10_000;
+/// Words of a program's answer that name its version; Redis goes on with how it was built.
+const VERSION_WORDS_MAX: usize = 3;
 /// Lines of a log that are shown when its server has ended.
 const LOG_LINES_SHOWN: usize = 5;
 
@@ -29,8 +34,11 @@ pub(crate) struct Servers {
 
 struct Process {
     name: String,
+    command: Command,
     child: Child,
     log: PathBuf,
+    /// It was ended on purpose and waited for.
+    killed: bool,
 }
 
 /// Memory of all servers of a system together, in bytes.
@@ -53,13 +61,13 @@ impl Servers {
         // Ctrl-C is for the comparison, which then ends its servers.
         command.process_group(0);
         let child = command.spawn().with_context(|| format!("starting {name}: {command:?}"))?;
-        self.processes.push(Process { name, child, log });
+        self.processes.push(Process { name, command, child, log, killed: false });
         Ok(())
     }
 
     /// Fails if one has ended that was not killed here.
     pub(crate) fn check(&mut self) -> anyhow::Result<()> {
-        for process in &mut self.processes {
+        for process in self.processes.iter_mut().filter(|process| !process.killed) {
             if let Some(status) = process.child.try_wait()? {
                 let log = fs::read_to_string(&process.log).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().collect();
@@ -68,6 +76,32 @@ impl Servers {
             }
         }
         Ok(())
+    }
+
+    /// `kill -9` of one; it is gone when this returns.
+    pub(crate) fn kill(&mut self, index: usize) -> anyhow::Result<()> {
+        let process = &mut self.processes[index];
+        process.child.kill().and_then(|()| process.child.wait()).context("killing a server")?;
+        process.killed = true;
+        Ok(())
+    }
+
+    /// Starts one that was killed.
+    pub(crate) fn start_again(&mut self, index: usize) -> anyhow::Result<()> {
+        let process = &mut self.processes[index];
+        process.child = process.command.spawn().with_context(|| format!("starting {} again", process.name))?;
+        process.killed = false;
+        Ok(())
+    }
+
+    /// SIGSTOP to one.
+    pub(crate) fn stop(&self, index: usize) -> anyhow::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.processes[index].child), Signal::STOP)?)
+    }
+
+    /// SIGCONT to one.
+    pub(crate) fn resume(&self, index: usize) -> anyhow::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.processes[index].child), Signal::CONT)?)
     }
 
     /// CPU time of all that run, in microseconds.
@@ -88,16 +122,17 @@ impl Servers {
     }
 
     fn running(&self) -> impl Iterator<Item = u32> {
-        self.processes.iter().map(|process| process.child.id())
+        self.processes.iter().filter(|process| !process.killed).map(|process| process.child.id())
     }
 }
 
 impl Drop for Servers {
     fn drop(&mut self) {
-        for process in &mut self.processes {
+        let mut left: Vec<_> = self.processes.iter_mut().filter(|process| !process.killed).collect();
+        for process in &mut left {
             let _ended_already = process.child.kill();
         }
-        for process in &mut self.processes {
+        for process in &mut left {
             let _ended_already = process.child.wait();
         }
     }
@@ -139,8 +174,10 @@ pub(crate) fn free_addresses(count: usize) -> anyhow::Result<Vec<String>> {
     bail!("fewer than {count} ports are free between {} and {}", PORTS.start, PORTS.end)
 }
 
-/// The first line that a program prints when it is asked for its version; `None` if there is no such program.
+/// The first words that a program prints when it is asked for its version; `None` if there is no such program.
 pub(crate) fn version_of(program: &Path) -> Option<String> {
     let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
-    Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned())
+    let text = String::from_utf8_lossy(&output.stdout);
+    let words: Vec<&str> = text.lines().next()?.split_whitespace().take(VERSION_WORDS_MAX).collect();
+    Some(words.join(" "))
 }

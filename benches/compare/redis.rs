@@ -28,16 +28,18 @@ pub(crate) async fn start(program: &Path, dir: &Path) -> anyhow::Result<Cluster>
         }
         servers.start(format!("n{index}"), dir, command)?;
     }
-    ready(&mut servers, async || {
-        for replica in &addresses[1..] {
-            let info = Connection::new(replica).await?.call(&[b"INFO", b"replication"]).await?;
-            let info = String::from_utf8_lossy(&info.unwrap_or_default()).into_owned();
-            ensure!(info.contains("master_link_status:up"), "{replica} does not follow its master yet");
-        }
-        Ok(())
-    })
-    .await?;
+    ready(&mut servers, async || is_whole(&addresses).await).await?;
     Ok(Cluster { system: System::Redis, servers, addresses })
+}
+
+/// Fails unless every replica follows the master.
+pub(crate) async fn is_whole(addresses: &[String]) -> anyhow::Result<()> {
+    for replica in &addresses[1..] {
+        let info = Connection::new(replica).await?.call(&[b"INFO", b"replication"]).await?;
+        let info = String::from_utf8_lossy(&info.unwrap_or_default()).into_owned();
+        ensure!(info.contains("master_link_status:up"), "{replica} does not follow its master yet");
+    }
+    Ok(())
 }
 
 struct Connection {

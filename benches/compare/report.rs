@@ -41,14 +41,14 @@ impl Facts {
                 "value_bytes": options.value_bytes,
                 "rate": options.rate,
                 "partitions": options.partitions,
+                "long_rows": options.long_rows,
                 "debug_build": cfg!(debug_assertions),
             }),
         }
     }
 
     fn sentence(&self) -> String {
-        let versions: Vec<String> =
-            self.versions.iter().map(|(system, version)| format!("{}: {version}", system.name())).collect();
+        let versions: Vec<&str> = self.versions.values().map(String::as_str).collect();
         let settings = &self.settings;
         format!(
             "{} × {}; commit {}{}. {}. {} clients, {} rows, values of {} bytes, {} rounds of {} s; fixed rate: {} per \
@@ -57,7 +57,7 @@ impl Facts {
             self.cpu,
             self.commit,
             if cfg!(debug_assertions) { ", A DEBUG BUILD" } else { "" },
-            versions.join("; "),
+            versions.join(", "),
             settings["clients"],
             settings["rows"],
             settings["value_bytes"],
@@ -146,12 +146,18 @@ pub(crate) struct Figure {
     pub(crate) most: f64,
 }
 
+impl Figure {
+    /// `None` of nothing.
+    pub(crate) fn of(mut all: Vec<f64>) -> Option<Self> {
+        all.sort_by(f64::total_cmp);
+        let (least, most) = (*all.first()?, *all.last()?);
+        Some(Self { median: f64::midpoint(all[(all.len() - 1) / 2], all[all.len() / 2]), least, most })
+    }
+}
+
 impl Row {
     pub(crate) fn figure(&self, of: impl Fn(&Sample) -> f64) -> Figure {
-        let mut all: Vec<f64> = self.samples.iter().map(of).collect();
-        all.sort_by(f64::total_cmp);
-        let (lower, upper) = (all[(all.len() - 1) / 2], all[all.len() / 2]);
-        Figure { median: f64::midpoint(lower, upper), least: all[0], most: all[all.len() - 1] }
+        Figure::of(self.samples.iter().map(of).collect()).expect("there is at least one round")
     }
 
     fn errors(&self) -> Option<String> {
@@ -161,10 +167,52 @@ impl Row {
     }
 }
 
+/// Figures that are no workload's.
+pub(crate) struct Table {
+    title: String,
+    head: Vec<String>,
+    pub(crate) rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new(title: &str, head: &[&str]) -> Self {
+        Self { title: title.to_owned(), head: head.iter().map(|&cell| cell.to_owned()).collect(), rows: Vec::new() }
+    }
+
+    pub(crate) fn push(&mut self, row: Vec<String>) {
+        self.rows.push(row);
+    }
+
+    /// Its columns aligned for those who read it as text.
+    fn markdown(&self) -> String {
+        let mut widths = vec![0; self.head.len()];
+        for row in self.rows.iter().chain([&self.head]) {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        let rule: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
+        let mut text = format!("{}:\n\n", self.title);
+        for row in [&self.head, &rule].into_iter().chain(&self.rows) {
+            for (cell, width) in row.iter().zip(&widths) {
+                let _infallible = write!(text, "| {cell:width$} ");
+            }
+            text.push_str("|\n");
+        }
+        text
+    }
+
+    fn json(&self) -> Json {
+        let object = |row: &Vec<String>| self.head.iter().cloned().zip(row.iter().cloned().map(Json::from)).collect();
+        json!({ "title": self.title, "rows": self.rows.iter().map(object).collect::<Vec<Json>>() })
+    }
+}
+
 /// Everything that was measured.
 pub(crate) struct Report {
     pub(crate) facts: Facts,
     pub(crate) rows: Vec<Row>,
+    pub(crate) tables: Vec<Table>,
     /// Bytes of memory at most, over all servers of a system.
     pub(crate) peaks: BTreeMap<System, u64>,
 }
@@ -177,49 +225,60 @@ impl Report {
     }
 
     pub(crate) fn markdown(&self) -> String {
-        let mut table = vec![
-            [
-                "Workload",
-                "Way",
-                "per second (least to most)",
-                "× etcd",
-                "p50 ms",
-                "p50 × etcd",
-                "p99 ms",
-                "servers µs",
-                "client µs",
-            ]
-            .map(str::to_owned),
+        let mut text = format!("{}\n", self.facts.sentence());
+        let workloads = (!self.rows.is_empty()).then(|| self.workloads());
+        for table in workloads.iter().chain(&self.tables) {
+            let _infallible = write!(text, "\n{}", table.markdown());
+        }
+        if !self.rows.is_empty() {
+            let peak = |(system, bytes): (&System, &u64)| format!("{} {} MiB", system.name(), bytes >> 20);
+            let peaks: Vec<String> = self.peaks.iter().map(peak).collect();
+            let what = "Most memory while the workloads ran, all three servers together";
+            let _infallible = writeln!(text, "\n{what}: {}.", peaks.join(", "));
+        }
+        for errors in self.rows.iter().filter_map(Row::errors) {
+            let _infallible = writeln!(text, "\n{errors}");
+        }
+        text
+    }
+
+    fn workloads(&self) -> Table {
+        let head = [
+            "Workload",
+            "Way",
+            "per second (least to most)",
+            "× etcd",
+            "p50 ms",
+            "p50 × etcd",
+            "p99 ms",
+            "p99 × etcd",
+            "servers µs",
+            "client µs",
         ];
+        let mut table = Table::new("Medians over the rounds; µs of CPU per operation or row", &head);
         let mut last = "";
         for row in &self.rows {
             let rate = row.figure(|sample| sample.rate);
             let ratio = |of: fn(&Sample) -> f64| {
                 self.ratio(row, of).map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"))
             };
-            let what = format!("{}{}", row.workload.what, if row.workload.unit() == "rows" { " (rows)" } else { "" });
+            let unit = if row.workload.unit() == "rows" { " (rows)" } else { "" };
             let paced = row.workload.clients == Clients::Paced;
-            table.push([
-                if last == row.workload.name { String::new() } else { what },
+            table.push(vec![
+                if last == row.workload.name { String::new() } else { format!("{}{unit}", row.workload.what) },
                 row.way.name().to_owned(),
                 format!("{} ({} to {})", thousands(rate.median), thousands(rate.least), thousands(rate.most)),
                 if paced { "–".to_owned() } else { ratio(|sample| sample.rate) },
                 format!("{:.2}", row.figure(|sample| sample.p50_ms).median),
                 ratio(|sample| sample.p50_ms),
                 format!("{:.2}", row.figure(|sample| sample.p99_ms).median),
+                ratio(|sample| sample.p99_ms),
                 format!("{:.1}", row.figure(|sample| sample.servers_us).median),
                 format!("{:.1}", row.figure(|sample| sample.client_us).median),
             ]);
             last = row.workload.name;
         }
-        let mut text = format!("{}\n\n{}", self.facts.sentence(), aligned(&table));
-        let peak = |(system, bytes): (&System, &u64)| format!("{} {} MiB", system.name(), bytes >> 20);
-        let peaks: Vec<String> = self.peaks.iter().map(peak).collect();
-        let _infallible = writeln!(text, "\nMost memory, all three servers together: {}.", peaks.join(", "));
-        for errors in self.rows.iter().filter_map(Row::errors) {
-            let _infallible = writeln!(text, "\n{errors}");
-        }
-        text
+        table
     }
 
     fn json(&self) -> Json {
@@ -246,6 +305,7 @@ impl Report {
             "versions": versions,
             "settings": self.facts.settings,
             "results": rows,
+            "tables": self.tables.iter().map(Table::json).collect::<Vec<_>>(),
             "peak_resident_bytes": peaks,
         })
     }
@@ -281,30 +341,6 @@ impl Report {
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     eprintln!("writing {}", path.display());
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
-}
-
-/// A Markdown table whose columns are aligned for those who read it as text.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let mut widths = [0; N];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = String::new();
-    let mut line = |cells: &[String; N]| {
-        for (cell, width) in cells.iter().zip(widths) {
-            let _infallible = write!(text, "| {cell:width$} ");
-        }
-        text.push_str("|\n");
-    };
-    for (index, row) in rows.iter().enumerate() {
-        line(row);
-        if index == 0 {
-            line(&widths.map(|width| "-".repeat(width)));
-        }
-    }
-    text
 }
 
 /// A number with its thousands apart.

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 use tokio::time::{Instant, sleep};
@@ -94,6 +94,15 @@ impl System {
         }
     }
 
+    /// Fails unless every node takes part.
+    pub(crate) async fn is_whole(self, addresses: &[String]) -> anyhow::Result<()> {
+        match self {
+            Self::Meridian => meridian::is_whole(addresses).await,
+            Self::Etcd => etcd::leaders(&Channels::new(addresses)?).await.map(drop),
+            Self::Redis => redis::is_whole(addresses).await,
+        }
+    }
+
     pub(crate) fn program(self, meridian: &Path) -> PathBuf {
         match self {
             Self::Meridian => meridian.to_owned(),
@@ -126,6 +135,11 @@ impl Way {
         !matches!(level, Level::Lease) || matches!(self.system(), System::Meridian)
     }
 
+    /// Nobody takes over from Redis's master.
+    pub(crate) const fn can_lose_its_leader(self) -> bool {
+        !matches!(self, Self::Redis)
+    }
+
     /// Redis has no ranges over its keys.
     pub(crate) const fn can_scan(self) -> bool {
         !matches!(self, Self::Redis)
@@ -138,6 +152,19 @@ pub(crate) struct Cluster {
     pub(crate) servers: Servers,
     /// `host:port` of every node, for clients.
     pub(crate) addresses: Vec<String>,
+}
+
+impl Cluster {
+    /// Index of the node that leads, of a system with one group.
+    pub(crate) async fn leader(&self) -> anyhow::Result<usize> {
+        let channels = Channels::new(&self.addresses)?;
+        let leaders = match self.system {
+            System::Meridian => meridian::leaders(&channels).await?,
+            System::Etcd => etcd::leaders(&channels).await?,
+            System::Redis => return Ok(0),
+        };
+        leaders.of(&[]).context("no node leads")
+    }
 }
 
 /// What makes callers of one way.
@@ -169,6 +196,15 @@ impl Door {
             Self::Meridian(_) | Self::Redis(_) => {}
         }
         Ok(())
+    }
+
+    /// So many callers.
+    pub(crate) async fn callers(&self, clients: usize) -> anyhow::Result<Vec<Caller>> {
+        let mut callers = Vec::new();
+        for client in 0..clients {
+            callers.push(self.caller(client).await?);
+        }
+        Ok(callers)
     }
 
     /// The caller of one client.
@@ -217,6 +253,30 @@ impl Caller {
             Self::MeridianUnary(unary) => unary.scan(from, to, limit).await,
             Self::Etcd(unary) => unary.scan(from, to, limit).await,
             Self::Redis(_) => anyhow::bail!("Redis has no ranges over its keys"),
+        }
+    }
+
+    /// Reads the first `rows` rows, with as few requests as is usual, and adds to `seen` as they come.
+    pub(crate) async fn scan_all(&mut self, rows: u64, seen: &AtomicU64) -> anyhow::Result<()> {
+        match self {
+            Self::Meridian(keyspace) => meridian::scan_all(keyspace, rows, seen).await,
+            Self::MeridianUnary(unary) => unary.scan_all(rows, seen).await,
+            Self::Etcd(unary) => unary.scan_all(rows, seen).await,
+            Self::Redis(_) => anyhow::bail!("Redis has no ranges over its keys"),
+        }
+    }
+
+    /// Whether it turns to another node by itself.
+    pub(crate) const fn finds_its_way(&self) -> bool {
+        matches!(self, Self::Meridian(_))
+    }
+
+    /// Asks another node from now on.
+    pub(crate) fn turn(&mut self) {
+        match self {
+            Self::MeridianUnary(unary) => unary.aim.turn(),
+            Self::Etcd(unary) => unary.aim.turn(),
+            Self::Meridian(_) | Self::Redis(_) => {}
         }
     }
 
@@ -271,17 +331,26 @@ impl Leaders {
 /// Which nodes a caller of plain gRPC asks: the leader where it matters, else always the same one.
 pub(crate) struct Aim {
     leaders: Arc<ArcSwap<Leaders>>,
+    nodes: usize,
     home: usize,
+    /// It has turned away from the leader.
+    turned: bool,
 }
 
 impl Aim {
     pub(crate) fn new(channels: &Channels, client: usize) -> Self {
-        Self { leaders: Arc::clone(&channels.leaders), home: client % channels.nodes.len() }
+        let nodes = channels.nodes.len();
+        Self { leaders: Arc::clone(&channels.leaders), nodes, home: client % nodes, turned: false }
     }
 
     /// Index of the node to ask.
     pub(crate) fn at(&self, key: &[u8], level: Level) -> usize {
-        if level == Level::Eventual { self.home } else { self.leaders.load().of(key).unwrap_or(self.home) }
+        let leader = if self.turned || level == Level::Eventual { None } else { self.leaders.load().of(key) };
+        leader.unwrap_or(self.home)
+    }
+
+    fn turn(&mut self) {
+        (self.home, self.turned) = ((self.home + 1) % self.nodes, true);
     }
 }
 

@@ -90,7 +90,7 @@ pub(crate) const QUICK: &[&str] = &["put", "get", "get-eventual", "scan-1000"];
 impl Workload {
     /// What is counted.
     pub(crate) const fn unit(&self) -> &'static str {
-        if matches!(self.mix, Mix::Scan(_)) { "rows" } else { "ops" }
+        if self.mix.counts_rows() { "rows" } else { "ops" }
     }
 
     pub(crate) fn clients(&self, many: usize) -> usize {
@@ -111,6 +111,11 @@ impl Workload {
 }
 
 impl Mix {
+    /// Whether every row counts, and not every operation.
+    pub(crate) const fn counts_rows(self) -> bool {
+        matches!(self, Self::Scan(_))
+    }
+
     /// The next operation, when the rows `0..rows` are there.
     pub(crate) fn next(self, rng: &mut StdRng, zipf: &Zipf, rows: u64) -> Operation {
         let dice = rng.random_range(0..100);
