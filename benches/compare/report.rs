@@ -324,10 +324,11 @@ impl Report {
         let text = fs::read_to_string(&readme)?;
         let before = text.split_once(BEGIN).with_context(|| format!("{} has no line {BEGIN}", readme.display()))?.0;
         let after = text.split_once(END).with_context(|| format!("{} has no line {END}", readme.display()))?.1;
-        write(&readme, &format!("{before}{BEGIN}\n{}{END}{after}", self.markdown()))?;
         let plots = root.join("benches/plots");
         fs::create_dir_all(&plots)?;
-        self.plots(&plots)
+        self.plots(&plots)?;
+        let pictures: String = plot::all(&self.rows).iter().map(|(name, _)| format!("\n![](plots/{name})\n")).collect();
+        write(&readme, &format!("{before}{BEGIN}\n{}{pictures}{END}{after}", self.markdown()))
     }
 
     fn plots(&self, dir: &Path) -> anyhow::Result<()> {
