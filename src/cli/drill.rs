@@ -51,8 +51,8 @@ pub struct Drill {
     #[arg(long, value_name = "HOURS", conflicts_with = "seed")]
     hours: Option<f64>,
     /// Faults to install: kill, pause, partition, one-way, ring, isolate-leader, isolate-driver, slow, stall, clock,
-    /// disk-full, power-loss, restart-all, divide, drain, replace, separated by commas; all; none [default: all, none with
-    /// --endpoints, where only divide and drain can be asked for]
+    /// disk-full, power-loss, restart-all, divide, merge, drain, replace, separated by commas; all; none [default: all,
+    /// none with --endpoints, where only divide, merge and drain can be asked for]
     #[arg(long, value_name = "LIST", value_parser = faults)]
     faults: Option<Faults>,
     /// Workloads to run side by side: register, levels, counter, rows, bank; all

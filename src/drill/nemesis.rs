@@ -62,7 +62,7 @@ struct On {
     said: Json,
     /// What the cluster was asked for, until the map shows it.
     change: Option<Change>,
-    /// What the next cuts follow from, and until when there are any.
+    /// What the next cuts, or merges, follow from, and until when there are any.
     again: Option<(StdRng, Instant)>,
     /// The id of a node that is lost.
     lost: Option<u64>,
@@ -181,12 +181,12 @@ impl Nemesis {
                     }
                     asked.until = Instant::now() + asked.lasts;
                     if let Some((draws, until)) = &mut asked.again {
-                        asked.change = (Instant::now() < *until).then(|| self.operator.divide(draws.random()));
+                        asked.change = (Instant::now() < *until).then(|| self.reshape(asked.fault, draws.random()));
                         asked.until = Instant::now() + if asked.change.is_some() { CHANGE_MAX } else { Duration::ZERO };
                     }
                     on.push(asked);
                 }
-                // What was cut before stays cut.
+                // What was cut or merged before stays so.
                 Err(why) if asked.said["state"] == "installed" => {
                     self.in_vain.insert(asked.fault, why);
                     asked.until = Instant::now();
@@ -235,15 +235,20 @@ impl Nemesis {
                 let what = format!("asking {address} to drain");
                 (self.operator.drain(address), vec![victim], what, None)
             }
-            // One cut after the other.
+            // One after the other.
             _ => {
-                let change = self.operator.divide(rng.random());
-                (change, Vec::new(), "cutting partitions".to_owned(), Some((rng, now + turn.lasts)))
+                let change = self.reshape(turn.fault, rng.random());
+                let what = if turn.fault == Fault::Merge { "merging partitions" } else { "cutting partitions" };
+                (change, Vec::new(), what.to_owned(), Some((rng, now + turn.lasts)))
             }
         };
         let installed = Installed { nodes, what, outage: false };
         let (until, said, change) = (now + CHANGE_MAX, json!({ "id": id }), Some(change));
         On { fault: turn.fault, lasts: turn.lasts, until, installed, said, change, again, lost: None }
+    }
+
+    fn reshape(&self, fault: Fault, draw: u64) -> Change {
+        if fault == Fault::Merge { self.operator.merge(draw) } else { self.operator.divide(draw) }
     }
 
     /// Takes a node away for good, with its disk, and has it removed. Before that every partition must have all its
@@ -385,7 +390,9 @@ async fn install(
         Fault::Slow => Ok(slow(cluster, victims[0], rng)?),
         Fault::Stall => Ok(stall(cluster, victims[0], rng)?),
         Fault::Clock => Ok(jump(cluster, rng)?),
-        Fault::Divide | Fault::Drain | Fault::Replace => Err("the cluster has to be asked for it".to_owned()),
+        Fault::Divide | Fault::Merge | Fault::Drain | Fault::Replace => {
+            Err("the cluster has to be asked for it".to_owned())
+        }
         Fault::DiskFull => {
             let victim = victims[0];
             cluster.doom(victim);

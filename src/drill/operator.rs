@@ -1,4 +1,4 @@
-//! Changes that are asked of the cluster rather than done to it: a partition is cut, a node drains, a new process takes
+//! Changes that are asked of the cluster rather than done to it: partitions are cut and merged, a node drains, a new process takes
 //! the place of one that is lost. Each is asked for by way of the client library, and then looked for in the map.
 //!
 //! Invariants:
@@ -18,8 +18,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A keyspace with so many partitions is not cut any more: each is a process's work for nothing after a while.
 const PARTITIONS_MAX: usize = 48;
-/// Partitions that are tried before none can be cut.
-const CUT_ATTEMPTS: usize = 4;
+/// Partitions that are tried before none can be cut, or merged.
+const ATTEMPTS: usize = 4;
 
 /// A change under way: what the map shows in the end, or why it shows nothing.
 pub type Change = JoinHandle<Result<String, String>>;
@@ -28,12 +28,12 @@ pub type Change = JoinHandle<Result<String, String>>;
 #[derive(Clone, Debug)]
 pub struct Operator {
     client: Client,
-    /// Keyspaces whose partitions may be cut.
+    /// Keyspaces whose partitions may be cut and merged.
     keyspaces: Vec<String>,
 }
 
 impl Operator {
-    /// Cuts partitions of these keyspaces only.
+    /// Cuts and merges partitions of these keyspaces only.
     #[must_use]
     pub const fn new(client: Client, keyspaces: Vec<String>) -> Self {
         Self { client, keyspaces }
@@ -44,23 +44,49 @@ impl Operator {
     pub fn divide(&self, draw: u64) -> Change {
         let this = self.clone();
         env::spawn(async move {
-            let count = this.keyspaces.len().max(1) as u64;
-            let keyspace = this.keyspaces.get((draw % count) as usize).ok_or("no keyspace may be cut")?;
-            let ids: Vec<u64> = this.partitions(keyspace).await?.into_iter().collect();
+            let (keyspace, ids) = this.choose(draw).await?;
             if ids.len() >= PARTITIONS_MAX {
                 return Err(format!("{keyspace} has {} partitions already", ids.len()));
             }
             let mut refused = format!("{keyspace} has no partitions");
-            for attempt in 0..CUT_ATTEMPTS.min(ids.len()) {
-                let partition = ids[((draw / count) as usize).wrapping_add(attempt) % ids.len()];
-                match this.cut(keyspace, partition).await {
-                    Ok(child) => return Ok(format!("p{partition} is cut, p{child} holds its upper part")),
+            for id in ids.into_iter().take(ATTEMPTS) {
+                match this.cut(&keyspace, id).await {
+                    Ok(child) => return Ok(format!("p{id} is cut, p{child} holds its upper part")),
                     // It may be too small.
                     Err(why) => refused = why,
                 }
             }
             Err(refused)
         })
+    }
+
+    /// Has a partition, which follows from `draw`, and the one after it become one.
+    #[must_use]
+    pub fn merge(&self, draw: u64) -> Change {
+        let this = self.clone();
+        env::spawn(async move {
+            let (keyspace, ids) = this.choose(draw).await?;
+            let mut refused = format!("{keyspace} has one partition, which has no neighbour");
+            let some = if ids.len() > 1 { ATTEMPTS } else { 0 };
+            for id in ids.into_iter().take(some) {
+                match this.unite(&keyspace, id).await {
+                    Ok(reply) => return Ok(format!("p{} holds what p{} held", reply.partition, reply.absorbed)),
+                    // It may be the last one, or hold too much.
+                    Err(why) => refused = why,
+                }
+            }
+            Err(refused)
+        })
+    }
+
+    /// A keyspace and its partitions, from any of them on.
+    async fn choose(&self, draw: u64) -> Result<(String, Vec<u64>), String> {
+        let count = self.keyspaces.len().max(1) as u64;
+        let keyspace = self.keyspaces.get((draw % count) as usize).ok_or("no keyspace may be cut or merged")?;
+        let mut ids: Vec<u64> = self.partitions(keyspace).await?.into_iter().collect();
+        let first = (draw / count) as usize % ids.len().max(1);
+        ids.rotate_left(first);
+        Ok((keyspace.clone(), ids))
     }
 
     /// Has a partition cut, and waits until the map shows its child.
@@ -71,6 +97,15 @@ impl Operator {
             sleep(LOOK_EVERY).await;
         }
         Ok(reply.child)
+    }
+
+    /// Has a partition and the one after it merged, and waits until the map shows one of them no more.
+    async fn unite(&self, keyspace: &str, partition: u64) -> Result<v1::MergePartitionReply, String> {
+        let reply = self.client.admin().merge_partition(partition, 0).await.map_err(|error| error.to_string())?;
+        while !self.partitions(keyspace).await.is_ok_and(|ids| !ids.contains(&reply.absorbed)) {
+            sleep(LOOK_EVERY).await;
+        }
+        Ok(reply)
     }
 
     async fn partitions(&self, keyspace: &str) -> Result<BTreeSet<u64>, String> {

@@ -44,6 +44,8 @@ pub enum Fault {
     RestartAll,
     /// A partition is cut in its middle.
     Divide,
+    /// Two neighbours become one partition.
+    Merge,
     /// A node drains, and goes on.
     Drain,
     /// One node is lost for good, with its disk, and a new process joins at its address.
@@ -68,7 +70,7 @@ impl Hits {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Kill,
         Self::Pause,
         Self::Partition,
@@ -83,6 +85,7 @@ impl Fault {
         Self::PowerLoss,
         Self::RestartAll,
         Self::Divide,
+        Self::Merge,
         Self::Drain,
         Self::Replace,
     ];
@@ -105,6 +108,7 @@ impl Fault {
             Self::PowerLoss => "power-loss",
             Self::RestartAll => "restart-all",
             Self::Divide => "divide",
+            Self::Merge => "merge",
             Self::Drain => "drain",
             Self::Replace => "replace",
         }
@@ -119,7 +123,7 @@ impl Fault {
     /// Whether the cluster is asked for it, and may refuse. What it asks for can be had of any cluster.
     #[must_use]
     pub const fn is_asked_for(self) -> bool {
-        matches!(self, Self::Divide | Self::Drain)
+        matches!(self, Self::Divide | Self::Merge | Self::Drain)
     }
 
     /// What it works on.
@@ -133,14 +137,14 @@ impl Fault {
             // Who hears nothing has nothing to write, and goes on with a full disk.
             Self::DiskFull => &[Hits::Processes, Hits::Insides, Hits::Links],
             Self::PowerLoss => &[Hits::Processes, Hits::Insides],
-            Self::Divide | Self::Drain => &[],
+            Self::Divide | Self::Merge | Self::Drain => &[],
         }
     }
 
     /// Whether the groups do without the nodes that it hits, unless it hits all.
     #[must_use]
     pub const fn takes_nodes(self) -> bool {
-        !matches!(self, Self::Clock | Self::Ring | Self::RestartAll | Self::Divide | Self::Drain)
+        !(self.is_asked_for() || matches!(self, Self::Clock | Self::Ring | Self::RestartAll))
     }
 
     /// Whether nodes that it hits fall so far behind that they need a snapshot.
@@ -276,7 +280,7 @@ impl Settings {
             let own = self.faults.iter().find(|fault| !fault.is_asked_for());
             if let Some(fault) = own {
                 return refuse(format!(
-                    "--faults {fault} is for a cluster of the drill's own; with --endpoints there are divide and drain"
+                    "--faults {fault} is for a cluster of the drill's own; with --endpoints there are divide, merge and drain"
                 ));
             }
             if self.netns {
@@ -288,7 +292,10 @@ impl Settings {
             return refuse(format!("--replicas {} needs as many --nodes, not {}", self.replicas, self.nodes));
         }
         if self.spare() == 0
-            && self.faults.iter().any(|fault| !matches!(fault, Fault::Clock | Fault::RestartAll | Fault::Divide))
+            && self
+                .faults
+                .iter()
+                .any(|fault| !matches!(fault, Fault::Clock | Fault::RestartAll | Fault::Divide | Fault::Merge))
         {
             return refuse("faults need --replicas 3 or more: with fewer, any of them is an outage".to_owned());
         }

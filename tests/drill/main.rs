@@ -86,12 +86,12 @@ fn installed(events: &[Event], f: &str) -> usize {
 #[test]
 fn killed_and_cut_off_nodes_cost_no_promise() {
     let place = Place::take();
-    let faults = "kill,partition,one-way,ring,divide,drain,replace";
+    let faults = "kill,partition,one-way,ring,divide,merge,drain,replace";
     place.pass(&["--seconds", "35", "--nodes", "4", "--faults", faults, "--workload", "register,counter,rows,bank"]);
     let (run, events) = place.history("");
     assert_eq!((run.tool.as_str(), run.workload.as_str(), run.nodes.len()), ("drill", "register", 4));
     assert!(
-        ["divide", "drain", "replace"].iter().all(|fault| installed(&events, fault) >= 1),
+        ["divide", "merge", "drain", "replace"].iter().all(|fault| installed(&events, fault) >= 1),
         "the map has shown them"
     );
     assert!(installed(&events, "kill") >= 1 && installed(&events, "ring") >= 1);
@@ -134,7 +134,7 @@ fn a_drill_that_cannot_do_its_work_says_so_and_blames_nobody() {
         (["--nodes", "1", "--replicas", "3"].as_slice(), "--replicas 3"),
         (&["--nodes", "1", "--replicas", "1"], "need --replicas 3"),
         (&["--endpoints", "127.0.0.1:1"], "127.0.0.1:1"),
-        (&["--endpoints", "127.0.0.1:1", "--faults", "divide,replace"], "divide and drain"),
+        (&["--endpoints", "127.0.0.1:1", "--faults", "divide,replace"], "divide, merge and drain"),
     ] {
         let output = Place::run(&place, words);
         let stderr = String::from_utf8_lossy(&output.stderr);
