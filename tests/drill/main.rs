@@ -87,7 +87,7 @@ fn installed(events: &[Event], f: &str) -> usize {
 fn killed_and_cut_off_nodes_cost_no_promise() {
     let place = Place::take();
     let faults = "kill,partition,one-way,ring,divide,merge,drain,replace";
-    place.pass(&["--seconds", "35", "--nodes", "4", "--faults", faults, "--workload", "register,counter,rows,bank"]);
+    place.pass(&["--seconds", "40", "--nodes", "4", "--faults", faults, "--workload", "register,counter,rows,bank"]);
     let (run, events) = place.history("");
     assert_eq!((run.tool.as_str(), run.workload.as_str(), run.nodes.len()), ("drill", "register", 4));
     assert!(
@@ -107,7 +107,7 @@ fn killed_and_cut_off_nodes_cost_no_promise() {
 fn leases_of_paused_and_isolated_leaders_end_in_time() {
     let place = Place::take();
     let faults = ["--faults", "pause,isolate-leader,isolate-driver,clock"];
-    let what = ["--seconds", "25", "--nodes", "3", "--workload", "register,levels", "--consistency", "lease"];
+    let what = ["--seconds", "40", "--nodes", "3", "--workload", "register,levels", "--consistency", "lease"];
     place.pass(&[faults.as_slice(), what.as_slice()].concat());
     let (_, events) = place.history("");
     assert!(installed(&events, "pause") >= 1 && installed(&events, "isolate-leader") >= 1);
@@ -120,7 +120,7 @@ fn leases_of_paused_and_isolated_leaders_end_in_time() {
 fn what_was_acknowledged_survives_the_loss_of_everything_not_synced() {
     let place = Place::take();
     let faults = "power-loss,disk-full,stall";
-    place.pass(&["--seconds", "25", "--nodes", "3", "--faults", faults, "--workload", "register,counter,rows"]);
+    place.pass(&["--seconds", "40", "--nodes", "3", "--faults", faults, "--workload", "register,counter,rows"]);
     let (_, events) = place.history("counter");
     assert!(installed(&events, "power-loss") >= 1 && installed(&events, "disk-full") >= 1);
     let at_the_end = |event: &&Event| event.phase == history::Phase::Final && event.kind == Kind::Ok;
