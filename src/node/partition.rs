@@ -3,7 +3,7 @@
 //! Client writes that wait together are proposed together, as one Raft entry; each gets its own answer. What a write
 //! means is decided by `kv` in log order; this file only stamps, batches and tells the truth about outcomes.
 //!
-//! Writes that came together wait together, as one [`Proposal`] with one answer: what it costs to hand over, to wait and to
+//! Writes that came together wait together, as one proposal with one answer: what it costs to hand over, to wait and to
 //! be woken is shared.
 //!
 //! Invariants:
