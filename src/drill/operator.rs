@@ -20,6 +20,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const PARTITIONS_MAX: usize = 48;
 /// Partitions that are tried before none can be cut, or merged.
 const ATTEMPTS: usize = 4;
+/// How often a drain that is refused is asked for, and the pause between: less than the map is waited for.
+const DRAIN_ATTEMPTS: usize = 10;
+const DRAIN_PAUSE: Duration = Duration::from_millis(500);
 
 /// A change under way: what the map shows in the end, or why it shows nothing.
 pub type Change = JoinHandle<Result<String, String>>;
@@ -124,7 +127,16 @@ impl Operator {
         let this = self.clone();
         env::spawn(async move {
             let id = this.id_at(&address).await?;
-            this.stand(id, v1::NodeStanding::Draining).await?;
+            // Refused while another fault keeps too many others away, which may soon be over.
+            let mut refused = this.stand(id, v1::NodeStanding::Draining).await;
+            for _ in 1..DRAIN_ATTEMPTS {
+                if refused.is_ok() {
+                    break;
+                }
+                sleep(DRAIN_PAUSE).await;
+                refused = this.stand(id, v1::NodeStanding::Draining).await;
+            }
+            refused?;
             let drains = |node: &v1::Node| node.id == id && node.standing() == v1::NodeStanding::Draining;
             while !this.nodes().await.is_ok_and(|nodes| nodes.iter().any(drains)) {
                 sleep(LOOK_EVERY).await;
