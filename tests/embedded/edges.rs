@@ -9,7 +9,7 @@ use meridian::{
 };
 use std::time::Duration;
 use tonic::{Code, transport::Channel};
-use v1::{admin_client::AdminClient, kv_client::KvClient};
+use v1::{admin_client::AdminClient, kv_client::KvClient, reply, request::Op};
 
 /// Three nodes, and clients of the second one.
 async fn three() -> (Cluster, KvClient<Channel>, AdminClient<Channel>) {
@@ -290,6 +290,42 @@ async fn unknown_enum_values_never_give_a_weaker_answer() {
     assert_eq!(refusal(admin.create_keyspace(layout).await).field, "layout");
     let row = kv.get(get("", "k", None)).await.unwrap().into_inner().row.unwrap();
     assert_eq!(row.value, "v", "nothing of all that has written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_of_one_message_are_answered_each_on_its_own() {
+    let _turn = shared().await;
+    let (cluster, _, _) = three().await;
+    cluster.create_cut("halves", &["m"], 3).await;
+    let lower = cluster.led("halves").await;
+    let mut pipe = cluster.pipe(cluster.index_of(lower.leader)).await;
+    let long = "a".repeat(4_097);
+    let put = |key: &str| Op::Put(put("halves", key, "v"));
+    let increment = Op::Increment(increment("halves", "a", 1));
+    let ops = vec![put("a"), put(&long), put("z"), increment, put("b")];
+    let written = pipe.together(lower.id, ops).await;
+    let refused = |answer: &Result<reply::Result, v1::Error>, reason: Reason| {
+        let error = Error::from(answer.clone().unwrap_err());
+        assert_not_applied(&error, reason);
+    };
+    assert!(matches!(&written[0], Ok(reply::Result::Write(reply)) if reply.applied), "{:?}", written[0]);
+    refused(&written[1], Reason::KeyTooLarge);
+    refused(&written[2], Reason::WrongPartition);
+    // It came after the put of the same message, and so finds what that one wrote.
+    refused(&written[3], Reason::NotANumber);
+    assert!(matches!(&written[4], Ok(reply::Result::Write(reply)) if reply.applied), "{:?}", written[4]);
+
+    let get = |key: &str| Op::Get(get("halves", key, None));
+    let read = pipe.together(lower.id, vec![get("b"), get(&long), get("z"), get("c"), get("a")]).await;
+    let found = |answer: &Result<reply::Result, v1::Error>| match answer {
+        Ok(reply::Result::Get(reply)) => reply.row.as_ref().map(|row| row.key.clone()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(found(&read[0]).unwrap(), "b");
+    assert_eq!(read[1].as_ref().unwrap_err().reason, Reason::KeyTooLarge.as_str());
+    assert_eq!(read[2].as_ref().unwrap_err().reason, Reason::WrongPartition.as_str());
+    assert_eq!(found(&read[3]), None);
+    assert_eq!(found(&read[4]).unwrap(), "a");
 }
 
 fn batch(keyspace: &str, keys: &[&str], atomic: bool) -> v1::BatchRequest {

@@ -8,7 +8,7 @@ use meridian::{
     server::dev::{DevCluster, DevConfig},
     telemetry::{LogFormat, install_logs},
 };
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 use tempfile::TempDir;
 use tokio::{
     sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
@@ -165,7 +165,7 @@ impl Cluster {
     }
 }
 
-/// A pipeline as a user of any language would speak it, one request at a time.
+/// A pipeline as a user of any language would speak it, one message at a time.
 pub(crate) struct Pipe {
     requests: mpsc::Sender<v1::PipelineRequest>,
     replies: Streaming<v1::PipelineReply>,
@@ -181,17 +181,34 @@ impl Pipe {
 
     /// Asks the node's own replica of a partition.
     pub(crate) async fn routed(&mut self, partition: u64, op: request::Op) -> Result<reply::Result, v1::Error> {
-        self.last += 1;
+        self.together(partition, vec![op]).await.remove(0)
+    }
+
+    /// Asks the same replica for several things in one message; the answers in the order of the questions.
+    pub(crate) async fn together(
+        &mut self,
+        partition: u64,
+        ops: Vec<request::Op>,
+    ) -> Vec<Result<reply::Result, v1::Error>> {
+        let first = self.last + 1;
+        self.last += ops.len() as u64;
         let route = Some(v1::Route { partition, tokens: None });
-        let request = v1::Request { id: self.last, deadline_ms: 5_000, route, op: Some(op) };
-        self.requests.send(v1::PipelineRequest { requests: vec![request] }).await.unwrap();
-        let batch = timeout(PATIENCE, self.replies.message()).await.expect("an answer in time");
-        let reply = batch.unwrap().expect("an answer").replies.remove(0);
-        assert_eq!(reply.id, self.last);
-        match reply.result.unwrap() {
-            reply::Result::Error(error) => Err(error),
-            result => Ok(result),
+        let request = |(id, op)| v1::Request { id, deadline_ms: 5_000, route, op: Some(op) };
+        let requests = (first..).zip(ops).map(request).collect();
+        self.requests.send(v1::PipelineRequest { requests }).await.unwrap();
+        let mut answers = BTreeMap::new();
+        while answers.len() as u64 <= self.last - first {
+            let batch = timeout(PATIENCE, self.replies.message()).await.expect("an answer in time");
+            for reply in batch.unwrap().expect("an answer").replies {
+                assert!((first..=self.last).contains(&reply.id), "{} was not asked", reply.id);
+                let answer = match reply.result.unwrap() {
+                    reply::Result::Error(error) => Err(error),
+                    result => Ok(result),
+                };
+                assert!(answers.insert(reply.id, answer).is_none(), "{} was answered twice", reply.id);
+            }
         }
+        answers.into_values().collect()
     }
 
     /// Reads a row from the node's own replica.
