@@ -103,6 +103,9 @@ bugs! {
     /// A leader's lease never ends.
     LeaseNeverExpires = "lease-never-expires", "P5; TiKV test_node_lease_unsafe_during_leader_transfers", "register at the level lease";
 
+    /// A replica that sleeps and does not hear of its leader any more sleeps on.
+    SleepsOnAlone = "sleeps-on-alone", "TiKV hibernated peers that nobody wakes", "rest after the heal (a group without a leader)";
+
     // What a read may claim.
 
     /// A linearizable read is answered as an eventual one.

@@ -51,6 +51,7 @@ settings! {
     "raft.heartbeat_ms" => |config, text| config.raft.heartbeat_ms = units::milliseconds(text)?;
     "raft.election_min_ms" => |config, text| config.raft.election_ms.start = units::milliseconds(text)?;
     "raft.election_max_ms" => |config, text| config.raft.election_ms.end = units::milliseconds(text)?;
+    "raft.sleep_after_ms" => |config, text| config.raft.sleep_after_ms = units::milliseconds(text)?;
     "raft.snapshot_bytes" => |config, text| config.raft.snapshot_bytes = units::bytes(text)?;
     "raft.log_keep_bytes" => |config, text| config.raft.log_keep_bytes = units::bytes(text)?;
     "raft.log_bytes_max" => |config, text| config.raft.log_bytes_max = units::bytes(text)?;

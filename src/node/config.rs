@@ -91,6 +91,9 @@ pub struct RaftTimings {
     pub heartbeat_ms: u64,
     /// A follower campaigns after a silence drawn from this interval. Default 600..900 ms: four heartbeats may be lost.
     pub election_ms: Range<u64>,
+    /// A group that nobody asks anything for so long sleeps: it sends no heartbeats and runs no timers until it is asked.
+    /// Default 5 s; 0 lets no group sleep.
+    pub sleep_after_ms: u64,
     /// Log bytes after which a partition is snapshotted and its log purged. Default 16 MiB: replayed in well under a
     /// second, yet rarely written.
     pub snapshot_bytes: u64,
@@ -109,6 +112,7 @@ impl Default for RaftTimings {
         Self {
             heartbeat_ms: 150,
             election_ms: 600..900,
+            sleep_after_ms: 5_000,
             snapshot_bytes: 16 << 20,
             log_keep_bytes: 4 << 20,
             log_bytes_max: 128 << 20,
@@ -289,6 +293,7 @@ impl NodeConfig {
         let RaftTimings {
             heartbeat_ms,
             election_ms,
+            sleep_after_ms: _,
             snapshot_bytes,
             log_keep_bytes,
             log_bytes_max,

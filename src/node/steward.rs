@@ -332,9 +332,11 @@ impl Node {
 
     /// Publishes what this node holds.
     fn gauge(&self) {
-        let (mut leaders, mut others, mut bytes, mut rows, mut lag) = (0_u32, 0_u32, 0, 0, 0);
+        let (mut leaders, mut others, mut asleep, mut bytes, mut rows, mut lag) = (0_u32, 0_u32, 0_u32, 0, 0, 0);
         for partition in self.partitions() {
-            if partition.group().is_leader() {
+            if partition.group().is_asleep() {
+                asleep += 1;
+            } else if partition.group().is_leader() {
                 leaders += 1;
                 lag = lag.max(partition.group().status().lag.into_values().max().unwrap_or(0));
             } else {
@@ -346,6 +348,7 @@ impl Node {
         }
         metrics::gauge!(telemetry::RAFT_GROUPS, "state" => "leader").set(leaders);
         metrics::gauge!(telemetry::RAFT_GROUPS, "state" => "follower").set(others);
+        metrics::gauge!(telemetry::RAFT_GROUPS, "state" => "asleep").set(asleep);
         metrics::gauge!(telemetry::MEM_BYTES, "kind" => "rows").set(bytes as f64);
         metrics::gauge!(telemetry::ROWS).set(rows as f64);
         metrics::gauge!(telemetry::RAFT_LOG_LAG_ENTRIES).set(lag as f64);

@@ -11,6 +11,7 @@
 use super::{
     codec::Damaged,
     group::Leadership,
+    sleep::Sleeper,
     types::{LogId, Raft},
     watch,
     wire::{self, Address, Status},
@@ -150,6 +151,7 @@ pub(super) struct Barriers {
     pub(super) me: Replica,
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) lease: Duration,
+    pub(super) sleeper: Arc<Sleeper>,
     pub(super) batches: Batches,
 }
 
@@ -198,12 +200,17 @@ impl Barriers {
         if trusted && let Some(at) = committed_as_leader(&self.raft) {
             return Ok(at);
         }
+        let slept = self.sleeper.touch();
         let raft = self.raft.clone();
         let round = move || {
             let (raft, option) = (raft.clone(), option.clone());
             async move { confirm_once(&raft, option).await }
         };
-        outcome(self.batches.own[level as usize].join(round), deadline).await
+        let confirmed = outcome(self.batches.own[level as usize].join(round), deadline).await;
+        if slept {
+            self.sleeper.confirmed();
+        }
+        confirmed
     }
 
     /// Asks whoever leads when the round begins.

@@ -20,6 +20,8 @@ pub struct RaftConfig {
     /// How long a replica that hears nothing waits before it campaigns, drawn from this range after the leader's lease,
     /// which is its end. A dead leader is replaced after `end + start` to `2 × end`.
     pub election_ms: Range<u64>,
+    /// A group that nobody asks anything sleeps after so long, and never if this is 0; see `super::sleep`.
+    pub sleep_after_ms: u64,
     /// A snapshot is taken when the log has grown by this much since the last one, or by as much as the state takes,
     /// whichever is more.
     pub snapshot_bytes: u64,
@@ -40,6 +42,7 @@ impl Default for RaftConfig {
         Self {
             heartbeat_ms: 150,
             election_ms: 600..900,
+            sleep_after_ms: 5_000,
             snapshot_bytes: 16 << 20,
             log_keep_bytes: 4 << 20,
             log_bytes_max: 128 << 20,
@@ -82,8 +85,8 @@ impl RaftConfig {
             enable_leader_restore: Some(false),
             enable_pre_vote: Some(true),
             enable_elect: elect,
-            // Ends the livelock of an old leader that is heard and does not hear; see `super::quiet`.
-            quorum_loss_probe_interval: Some(self.quiet_period().as_millis() as u64),
+            // The livelock of an old leader that is heard and does not hear is ended by `super::quiet`.
+            quorum_loss_probe_interval: None,
             removed_leader_step_down: StepDownPolicy::After(self.heartbeat_ms * 2),
             backoff: "50ms 100ms 200ms ...1s".to_owned(),
             // Both are decided by bytes, in `super::replica`.

@@ -161,6 +161,8 @@ pub struct Status {
     pub log_bytes: u64,
     /// About how many bytes the state takes.
     pub state_bytes: u64,
+    /// Its group is idle: it sends no heartbeats and runs no timers until somebody asks or is missing.
+    pub asleep: bool,
     /// On the leader: time since a quorum last confirmed it.
     pub quorum_acked: Option<Duration>,
     /// On the leader: entries that each other member lacks.
@@ -269,6 +271,7 @@ impl<M: Machine> Group<M> {
         }
         let budget = running.hub.config.proposed_bytes_max;
         let share = Share::take(&running.proposed_bytes, command.len() as u64, budget).ok_or(WriteError::Overloaded)?;
+        running.rouse(deadline).await;
         let (slot, outcome) = Slot::new(share);
         let raft = running.raft.clone();
         // When it fails, the slot is dropped and the outcome says so.
@@ -394,6 +397,12 @@ impl<M: Machine> Group<M> {
         if self.0.running.is_stopping() { Role::Stopped } else { role(state()) }
     }
 
+    /// Whether its group is idle and it does nothing until somebody asks or is missing.
+    #[must_use]
+    pub fn is_asleep(&self) -> bool {
+        self.0.running.sleeper.is_asleep()
+    }
+
     /// This replica's view of the group and of itself.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -425,6 +434,7 @@ impl<M: Machine> Group<M> {
                 purged: index(&metrics.purged),
                 log_bytes: running.log.bytes(),
                 state_bytes,
+                asleep: self.is_asleep(),
                 quorum_acked: metrics.last_quorum_acked.map(|at| openraft::Instant::elapsed(&at.into_inner())),
                 lag: others.map(|(id, at)| (ReplicaId(*id), last_log.saturating_sub(index(at)))).collect(),
             }

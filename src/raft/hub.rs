@@ -9,6 +9,7 @@ use super::{
     config::RaftConfig,
     pace::Pace,
     serve::Question,
+    sleep::{self, SleepService, Sleeper},
     wire::{self, Status},
 };
 use crate::{
@@ -36,6 +37,9 @@ const KINDS: [Kind; 6] =
 
 type Routes = Arc<RwLock<BTreeMap<PartitionId, (ReplicaId, mpsc::Sender<Question>)>>>;
 
+/// The sleep of the replicas that run here.
+pub(super) type Sleepers = Arc<RwLock<BTreeMap<PartitionId, Arc<Sleeper>>>>;
+
 /// What the replicas of a node share.
 pub struct RaftHub {
     pub(super) endpoint: Arc<Endpoint>,
@@ -48,6 +52,7 @@ pub struct RaftHub {
     pub(super) snapshot_slots: Semaphore,
     pub(super) snapshot_pace: Arc<Pace>,
     pub(super) numbers: Arc<AtomicU64>,
+    pub(super) sleepers: Sleepers,
     routes: Routes,
 }
 
@@ -58,7 +63,8 @@ impl std::fmt::Debug for RaftHub {
 }
 
 impl RaftHub {
-    /// The hub of a node, which takes the frames of replicas from `endpoint` from now on.
+    /// The hub of a node, which takes the frames of replicas from `endpoint` from now on. Belongs to the scope of the
+    /// caller.
     ///
     /// # Errors
     /// When the settings do not fit each other.
@@ -74,7 +80,9 @@ impl RaftHub {
         for kind in KINDS {
             endpoint.register(kind, Arc::new(Door { kind, routes: Arc::clone(&routes) }));
         }
-        Ok(Arc::new(Self {
+        let sleepers = Sleepers::default();
+        endpoint.register(Kind::Sleep, Arc::new(SleepService(Arc::clone(&sleepers))));
+        let hub = Arc::new(Self {
             endpoint,
             engine,
             snapshots,
@@ -84,8 +92,11 @@ impl RaftHub {
             snapshot_slots: Semaphore::new(config.snapshots_at_a_time.max(1)),
             config,
             numbers: Arc::new(AtomicU64::new(env::random_u64() >> 1)),
+            sleepers,
             routes,
-        }))
+        });
+        env::spawn(sleep::run(Arc::downgrade(&hub), hub.config.clone()));
+        Ok(hub)
     }
 
     /// This node.
@@ -137,6 +148,7 @@ impl RaftHub {
         let mut routes = self.routes.write();
         if routes.get(&group).is_some_and(|(running, _)| *running == replica) {
             routes.remove(&group);
+            self.sleepers.write().remove(&group);
         }
     }
 }

@@ -211,6 +211,7 @@ impl Running {
             return Err(MembersError::Refused("the target is empty or names a replica twice".into()));
         }
         loop {
+            self.rouse(deadline).await;
             let view = self.view()?;
             let step = match next_step(&view, self.me.id.0, &nodes) {
                 _ if !view.committed => None,
@@ -283,6 +284,7 @@ impl Running {
 
     /// See [`super::Group::transfer`].
     pub(super) async fn transfer(&self, to: ReplicaId) -> Result<(), MembersError> {
+        self.rouse(Instant::now() + TRANSFER_DEADLINE).await;
         let view = self.view()?;
         if to == self.me.id {
             return Ok(());

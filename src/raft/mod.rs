@@ -27,6 +27,7 @@ mod replicated;
 mod runtime;
 mod seed;
 mod serve;
+mod sleep;
 mod snapshots;
 mod storage;
 #[cfg(test)]

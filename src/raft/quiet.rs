@@ -1,17 +1,17 @@
 //! When a leader that no quorum answers keeps quiet, so that the others can elect.
 //!
-//! A leader that is heard and hears nothing would lead for ever: every message of it tells the others to wait. openraft
-//! pauses its heartbeats then, but goes on repeating entries that nobody has acknowledged, which have the same effect.
-//! Here these pause with the heartbeats.
+//! A leader that is heard and hears nothing would lead for ever: every message of it tells the others to wait. Here all
+//! of them pause: heartbeats, and entries that nobody has acknowledged. (openraft can pause its heartbeats by itself, and
+//! only them; it would also keep a leader that has slept from asking for its quorum.)
 //!
-//! Invariant: the pauses are those of openraft's heartbeats: turns of [`Quiet::period`], from the end of the lease on,
-//! silent ones first.
+//! Invariant: pauses are turns of [`Quiet::period`], from the end of the lease on, silent ones first.
 
 use super::{
     types::Types,
     watch::{Receiver, Ref},
 };
 use openraft::RaftMetrics;
+use parking_lot::Mutex;
 use std::{
     sync::{Arc, OnceLock},
     time::Duration,
@@ -25,16 +25,23 @@ pub(super) struct Quiet {
     period: Duration,
     /// Set once openraft runs.
     metrics: Arc<OnceLock<Receiver<RaftMetrics<Types>>>>,
+    /// When the replica last woke: before, nobody was to answer.
+    woke: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Quiet {
     pub(super) fn new(lease: Duration, period: Duration) -> Self {
-        Self { lease, period, metrics: Arc::default() }
+        Self { lease, period, metrics: Arc::default(), woke: Arc::default() }
     }
 
     /// Takes openraft's view of the group.
     pub(super) fn watch(&self, metrics: Receiver<RaftMetrics<Types>>) {
         assert!(self.metrics.set(metrics).is_ok(), "a replica is built once");
+    }
+
+    /// Counts silence from now on: the replica has slept.
+    pub(super) fn restart(&self) {
+        *self.woke.lock() = Some(Instant::now());
     }
 
     /// Whether a message that is sent because this replica leads should wait. `since` is when it began to send: nobody
@@ -47,7 +54,7 @@ impl Quiet {
         }
         let acked = metrics.last_quorum_acked.map(|at| openraft::Instant::elapsed(&at.into_inner()));
         drop(metrics);
-        let silence = since.elapsed();
+        let silence = (*self.woke.lock()).map_or(since, |woke| woke.max(since)).elapsed();
         is_silent_turn(acked.map_or(silence, |acked| acked.min(silence)), self.lease, self.period)
     }
 }

@@ -9,7 +9,7 @@
 //! * nothing of a replica is stored after its tombstone.
 
 use super::{
-    barrier::Barriers,
+    barrier::{Barriers, Level},
     group::{Leadership, OpenError},
     hub::RaftHub,
     machine::AnyCell,
@@ -19,6 +19,7 @@ use super::{
     replicated::Replicated,
     seed,
     serve::{self, Server},
+    sleep::Sleeper,
     snapshots::Vault,
     storage::Log,
     types::{Raft, Types},
@@ -69,6 +70,7 @@ pub(super) struct Running {
     pub(super) cell: Arc<dyn AnyCell>,
     pub(super) vault: Arc<Vault>,
     pub(super) barriers: Arc<Barriers>,
+    pub(super) sleeper: Arc<Sleeper>,
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) stopping: AtomicBool,
     pub(super) proposed_bytes: Arc<AtomicU64>,
@@ -100,6 +102,7 @@ impl Running {
         let running = built.inspect_err(|_| hub.remove(group, replica))?;
         // From here on questions are answered; before, they waited.
         running.raft.run();
+        hub.sleepers.write().insert(group, Arc::clone(&running.sleeper));
         env::spawn(serve::run(Arc::clone(&running.server), queue));
         env::spawn(Arc::clone(&running).watch_over());
         Ok(running)
@@ -137,6 +140,7 @@ impl Running {
             .await
             .map_err(|fatal| OpenError::State(fatal.to_string()))?;
         quiet.watch(raft.metrics());
+        let sleeper = Arc::new(Sleeper::new(group, me, &raft, quiet, hub.config.lease()));
         let (leadership, _) = watch::channel(Leadership::default());
         let barriers = Arc::new(Barriers {
             raft: raft.clone(),
@@ -145,6 +149,7 @@ impl Running {
             me,
             leadership: leadership.clone(),
             lease: hub.config.lease(),
+            sleeper: Arc::clone(&sleeper),
             batches: Default::default(),
         });
         let server = Arc::new(Server {
@@ -152,6 +157,7 @@ impl Running {
             cell: Arc::clone(&cell),
             vault: Arc::clone(&vault),
             barriers: Arc::clone(&barriers),
+            sleeper: Arc::clone(&sleeper),
             votes_from,
             incoming: Default::default(),
         });
@@ -164,6 +170,7 @@ impl Running {
             cell,
             vault,
             barriers,
+            sleeper,
             leadership,
             stopping: AtomicBool::new(false),
             proposed_bytes: Arc::default(),
@@ -178,6 +185,14 @@ impl Running {
     pub(super) async fn campaign(&self) {
         // A core that has stopped does not campaign.
         let _ = self.raft.trigger().elect(true).await;
+    }
+
+    /// Before this replica does anything as the leader: one that has slept asks the others whether it still is.
+    pub(super) async fn rouse(&self, deadline: Instant) {
+        if self.sleeper.touch() {
+            // If it fails, what is to be done fails as well, and says how.
+            let _ = self.barriers.confirm(Level::ReadIndex, deadline).await;
+        }
     }
 
     /// Whether the replica is stopping or has stopped.
@@ -234,11 +249,14 @@ impl Running {
             let leader = leader.filter(|_| server.state != ServerState::Shutdown);
             Leadership { term: server.vote.leader_id.term, leader }
         };
-        self.leadership.modify(|current| {
+        let changed = self.leadership.modify(|current| {
             let changed = *current != now;
             *current = now;
             changed
         });
+        if changed {
+            self.sleeper.wake();
+        }
     }
 
     /// Looks at openraft's view of the group, quickly.

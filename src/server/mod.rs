@@ -149,6 +149,7 @@ impl Core {
         let raft_config = RaftConfig {
             heartbeat_ms: timings.heartbeat_ms,
             election_ms: timings.election_ms.clone(),
+            sleep_after_ms: timings.sleep_after_ms,
             snapshot_bytes: timings.snapshot_bytes,
             log_keep_bytes: timings.log_keep_bytes,
             log_bytes_max: timings.log_bytes_max,

@@ -53,11 +53,13 @@ pub enum Kind {
     Cut = 14,
     /// A question to a partition's leader how much it holds; to be merged, it is sealed and answers with all of it.
     Merge = 15,
+    /// Groups that may sleep, to replicas that follow the leaders on the sending node.
+    Sleep = 16,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Ping,
         Self::RaftAppend,
         Self::RaftVote,
@@ -73,6 +75,7 @@ impl Kind {
         Self::Ask,
         Self::Cut,
         Self::Merge,
+        Self::Sleep,
     ];
 
     /// Whether frames of this kind have a lane of their own, apart from all others: they may be long.

@@ -53,7 +53,7 @@ impl Coverage {
         for kind in plan::KINDS {
             want(&format!("fault/{kind}"), 1);
         }
-        for name in ["leader-changes", "snapshot-installs", "follower-reads", "repeated"] {
+        for name in ["leader-changes", "snapshot-installs", "follower-reads", "repeated", "fell-asleep", "woke"] {
             want(name, self.seeds);
         }
         for name in [

@@ -113,6 +113,9 @@ impl Seen {
             if status.snapshot > before.last_log && status.purged >= status.snapshot && status.role != Role::Leader {
                 world.count("snapshot-installs");
             }
+            if status.asleep != before.asleep {
+                world.count(if status.asleep { "fell-asleep" } else { "woke" });
+            }
         }
     }
 }

@@ -47,6 +47,9 @@ pub(crate) struct Plan {
     /// Silence after which a node's replicas are built anew.
     #[serde(default = "usual_down_after_ms")]
     pub(crate) down_after_ms: u64,
+    /// Whether partitions are cut and merged by their sizes.
+    #[serde(default)]
+    pub(crate) sizing: Option<Sizing>,
     pub(crate) workloads: Vec<Work>,
     /// Length of the part in which things fail.
     pub(crate) chaos_ms: u64,
@@ -61,6 +64,17 @@ pub(crate) struct Raft {
     pub(crate) snapshot_bytes: u64,
     pub(crate) log_keep_bytes: u64,
     pub(crate) log_bytes_max: u64,
+    /// Idle groups sleep after so long; 0: never.
+    #[serde(default)]
+    pub(crate) sleep_after_ms: u64,
+}
+
+/// When partitions are cut and merged by themselves.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sizing {
+    pub(crate) split_bytes: u64,
+    pub(crate) merge_after_ms: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
@@ -181,11 +195,15 @@ impl Plan {
             seed,
             nodes,
             replicas,
-            raft: raft(&mut stream(seed, "raft")),
+            raft: Raft {
+                sleep_after_ms: sleep_after_ms(&mut stream(seed, "sleep")),
+                ..raft(&mut stream(seed, "raft"))
+            },
             links: links(&mut stream(seed, "links")),
             disks: disks(&mut stream(seed, "disks")),
             clocks: clocks(&mut stream(seed, "clocks"), nodes),
             down_after_ms,
+            sizing: sizing(&mut stream(seed, "sizing"), &workloads),
             faults: timeline(seed, nodes, &workloads, chaos_ms, down_after_ms),
             workloads,
             chaos_ms,
@@ -215,8 +233,14 @@ impl Plan {
 fn raft(rng: &mut StdRng) -> Raft {
     let (heartbeat_ms, election_ms) =
         [(150, (600, 900)), (150, (600, 900)), (100, (400, 600)), (225, (900, 1_350))][rng.random_range(0..4)];
-    let plain =
-        Raft { heartbeat_ms, election_ms, snapshot_bytes: 16 << 20, log_keep_bytes: 4 << 20, log_bytes_max: 128 << 20 };
+    let plain = Raft {
+        heartbeat_ms,
+        election_ms,
+        snapshot_bytes: 16 << 20,
+        log_keep_bytes: 4 << 20,
+        log_bytes_max: 128 << 20,
+        sleep_after_ms: 0,
+    };
     match rng.random_range(0..3) {
         0 => plain,
         // Snapshots all the time.
@@ -245,6 +269,22 @@ fn clocks(rng: &mut StdRng, nodes: u64) -> Vec<NodeClock> {
         rate_ppm: if drifting { rng.random_range(-500..500) } else { 0 },
     };
     (1..=nodes).map(clock).collect()
+}
+
+/// In most plans groups sleep, in the pauses of their clients already or after a while.
+fn sleep_after_ms(rng: &mut StdRng) -> u64 {
+    [0, 50, 300, 1_000, 5_000][rng.random_range(0..5)]
+}
+
+/// In some plans partitions of some rows are cut, and merged again when they are idle. Not where a batch has to find all of
+/// its rows in one partition.
+fn sizing(rng: &mut StdRng, workloads: &[Work]) -> Option<Sizing> {
+    let drawn = Sizing {
+        split_bytes: [500, 1_000, 2_000][rng.random_range(0..3)],
+        merge_after_ms: [500, 2_000, 8_000][rng.random_range(0..3)],
+    };
+    let bank = workloads.iter().any(|work| work.workload == Workload::Bank);
+    (chance(rng, 0.3) && !bank).then_some(drawn)
 }
 
 /// In half of the plans the cluster repairs itself, also behind nodes that come back.

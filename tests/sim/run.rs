@@ -80,12 +80,14 @@ pub(crate) fn run(plan: &Plan, keep_trace: bool) -> Outcome {
 
 fn settings(plan: &Plan, keep_trace: bool) -> Settings {
     let us = Duration::from_micros;
-    let Raft { heartbeat_ms, election_ms: (least, most), snapshot_bytes, log_keep_bytes, log_bytes_max } = plan.raft;
+    let Raft { heartbeat_ms, election_ms: (least, most), .. } = plan.raft;
+    let Raft { snapshot_bytes, log_keep_bytes, log_bytes_max, sleep_after_ms, .. } = plan.raft;
     let election_ms = least..most;
     Settings {
         raft: RaftConfig {
             heartbeat_ms,
             election_ms,
+            sleep_after_ms,
             snapshot_bytes,
             log_keep_bytes,
             log_bytes_max,
@@ -101,6 +103,7 @@ fn settings(plan: &Plan, keep_trace: bool) -> Settings {
         },
         clocks: plan.clocks.clone(),
         down_after: Duration::from_millis(plan.down_after_ms),
+        sizing: plan.sizing,
         keep_trace,
     }
 }

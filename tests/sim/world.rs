@@ -2,7 +2,7 @@
 
 use crate::{
     faults::Way,
-    plan::{NodeClock, stream, usual_down_after_ms},
+    plan::{NodeClock, Sizing, stream, usual_down_after_ms},
     trace::{Tap, Trace},
 };
 use meridian::{
@@ -104,6 +104,8 @@ pub(crate) struct Settings {
     pub(crate) clocks: Vec<NodeClock>,
     /// Silence after which a node's replicas are built anew.
     pub(crate) down_after: Duration,
+    /// When partitions are cut and merged by themselves, if they are.
+    pub(crate) sizing: Option<Sizing>,
     pub(crate) keep_trace: bool,
 }
 
@@ -118,6 +120,7 @@ impl Default for Settings {
             disks: SyncTime::default(),
             clocks: Vec::new(),
             down_after: Duration::from_millis(usual_down_after_ms()),
+            sizing: None,
             keep_trace: false,
         }
     }
@@ -357,7 +360,9 @@ impl World {
             let raft = RaftHub::new(Arc::clone(&endpoint), engine, snapshots, Arc::clone(&clock), config).unwrap();
             let disk = Arc::clone(&machine.disk);
             let keep_map = Box::new(move |map: &Map| disk.put_meta("map", map.encode()));
-            let (down_after, usual) = (settings.down_after, NodeConfig::default());
+            let usual = NodeConfig::default();
+            let usual = Sizing { split_bytes: usual.split_bytes, merge_after_ms: usual.merge_after_ms };
+            let Sizing { split_bytes, merge_after_ms } = settings.sizing.unwrap_or(usual);
             let node = Node::start(Parts {
                 clock,
                 endpoint: Arc::clone(&endpoint),
@@ -365,9 +370,9 @@ impl World {
                 recovered,
                 map,
                 keep_map,
-                down_after,
-                split_bytes: usual.split_bytes,
-                merge_after: Duration::from_millis(usual.merge_after_ms),
+                down_after: settings.down_after,
+                split_bytes,
+                merge_after: Duration::from_millis(merge_after_ms),
             });
             let responder = Responder::start(Arc::clone(&node), Arc::new(Limits::default()), Duration::from_secs(5));
             self.0.network.attach(id, endpoint);

@@ -4,5 +4,6 @@ mod faults;
 mod groups;
 mod lifecycle;
 mod seeds;
+mod sleep;
 mod suite;
 mod world;
