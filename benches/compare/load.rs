@@ -5,11 +5,12 @@
 use crate::{
     process::{Servers, own_cpu_us},
     system::{Caller, Cluster, Door, Level},
-    workload::{Mix, Operation, Zipf},
+    workload::{Mix, Operation},
 };
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
+use meridian::cli::zipf::Zipf;
 use meridian::env;
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use std::{

@@ -1,14 +1,13 @@
 //! What clients do, and which keys they do it to: the same for every system, drawn from the same seeds.
 
 use crate::system::{Level, Way};
+use meridian::cli::zipf::Zipf;
 use rand::{RngExt as _, rngs::StdRng};
 
 /// Clients of scans of 1,000 rows: more would only wait for each other's megabytes.
 const SCANNERS: usize = 16;
 /// Most rows of a scan of YCSB E.
 const SHORT_SCAN_ROWS_MAX: u32 = 100;
-/// Skew of YCSB's choice of keys.
-const THETA: f64 = 0.99;
 
 /// One workload.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -131,35 +130,6 @@ impl Mix {
             Self::ShortScans => Operation::Scan(skewed(rng), rng.random_range(1..=SHORT_SCAN_ROWS_MAX)),
             Self::ReadModifyWrite if dice < 50 => Operation::Get(skewed(rng), Level::Linearizable),
             Self::ReadModifyWrite => Operation::ReadModifyWrite(skewed(rng)),
-        }
-    }
-}
-
-/// YCSB's distribution: rank `n` is about `n^-0.99` times as likely as the first.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Zipf {
-    items: f64,
-    zeta: f64,
-    eta: f64,
-}
-
-impl Zipf {
-    pub(crate) fn new(items: u64) -> Self {
-        let zeta = |count: u64| (1..=count).map(|rank| (rank as f64).powf(-THETA)).sum::<f64>();
-        let (zeta, zeta_of_two, items) = (zeta(items), zeta(2), items as f64);
-        let eta = (1.0 - (2.0 / items).powf(1.0 - THETA)) / (1.0 - zeta_of_two / zeta);
-        Self { items, zeta, eta }
-    }
-
-    /// The rank, from 0, at a point of `[0, 1)` (Gray et al., "Quickly generating billion-record synthetic databases").
-    fn rank(&self, point: f64) -> u64 {
-        let scaled = point * self.zeta;
-        if scaled < 1.0 {
-            0
-        } else if scaled < 1.0 + 0.5_f64.powf(THETA) {
-            1
-        } else {
-            (self.items * (self.eta * point - self.eta + 1.0).powf(1.0 / (1.0 - THETA))) as u64
         }
     }
 }

@@ -10,6 +10,7 @@ use super::{
     output::Output,
     remote::Remote,
     text::KeyText,
+    zipf::Zipf,
 };
 use crate::{
     env,
@@ -22,7 +23,14 @@ use bytes::Bytes;
 use clap::{Args, Subcommand};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// Longest latency that is told apart, a minute.
@@ -55,15 +63,29 @@ pub struct Load {
     /// Seconds of the same load beforehand that do not count
     #[arg(long, default_value_t = 1, value_name = "SECONDS")]
     warmup: u32,
-    /// Distinct keys, chosen uniformly
+    /// Distinct keys
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     keys: u64,
+    /// Which of them the next request is for
+    #[arg(long, value_enum, default_value_t = Choice::Uniform)]
+    choose: Choice,
     /// Length of values
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
     value_bytes: u32,
     /// The keys are there already: do not write them beforehand
     #[arg(long)]
     prepared: bool,
+}
+
+/// Which key is next.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    /// Any, each as likely as the others
+    Uniform,
+    /// The first keys most often, as YCSB does, but side by side
+    Zipf,
+    /// One after the other, from the first on
+    Sequential,
 }
 
 /// As [`Load`], for ranges.
@@ -113,6 +135,8 @@ struct Plan {
     options: v1::ReadOptions,
     integers: bool,
     value: Bytes,
+    zipf: Option<Zipf>,
+    next: AtomicU64,
 }
 
 /// Measured by one client, or by all together.
@@ -172,6 +196,7 @@ impl Plan {
             return Err(Failure::Usage(format!("error: --keys {}: the keyspace has only {max} keys", load.keys)));
         }
         let value = Bytes::from(vec![b'v'; load.value_bytes as usize]);
+        let zipf = (load.choose == Choice::Zipf).then(|| Zipf::new(load.keys));
         Ok(Self {
             workload,
             load,
@@ -181,11 +206,23 @@ impl Plan {
             options: options.consistency.read_options(),
             integers: matches!(keys.kind, KeyKind::Integer { .. }),
             value,
+            zipf,
+            next: AtomicU64::new(0),
         })
     }
 
     fn key(&self, n: u64) -> Bytes {
         if self.integers { integer_key(n) } else { format!("bench/{n:010}").into() }
+    }
+
+    fn next_key(&self) -> Bytes {
+        let n = match (&self.zipf, self.load.choose) {
+            // The upper 53 bits are what a fraction holds.
+            (Some(zipf), _) => zipf.rank((env::random_u64() >> 11) as f64 / (1_u64 << 53) as f64),
+            (None, Choice::Sequential) => self.next.fetch_add(1, Ordering::Relaxed) % self.load.keys,
+            (None, _) => env::random_u64() % self.load.keys,
+        };
+        self.key(n)
     }
 
     fn next_kind(&self) -> Kind {
@@ -198,7 +235,7 @@ impl Plan {
 
     /// Sends one request; the rows read or written.
     async fn send(&self, kind: Kind, remote: &Remote) -> Result<u64, Error> {
-        let key = self.key(env::random_u64() % self.load.keys);
+        let key = self.next_key();
         let keyspace = self.keyspace.clone();
         match kind {
             Kind::Get => {
@@ -307,6 +344,7 @@ fn report(plan: &Plan, all: &Measured, options: &Options, output: &mut Output) -
             "keyspace": plan.keyspace,
             "consistency": options.consistency.to_string(),
             "keys": plan.load.keys,
+            "choose": format!("{:?}", plan.load.choose).to_lowercase(),
             "value_bytes": plan.load.value_bytes,
             "operations": all.operations(),
             "ops_per_second": rate.round(),

@@ -25,6 +25,7 @@ pub mod scan;
 pub mod start;
 pub mod text;
 pub mod units;
+pub mod zipf;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use failure::Failure;

@@ -20,6 +20,7 @@ use crate::{
     key::{PartitionId, Tokens},
     kv::{self, ScanSpec},
     node::{Node, Partition, Written, config::Limits},
+    placement::load::ROW_LOOKED_BYTES,
     plant::{Bug, planted},
     proto::v1,
     raft::LogPosition,
@@ -311,8 +312,8 @@ impl Call<'_> {
         };
         let (page, mut read) = self.at(&point, |store| store.scan(&spec));
         let page = self.owned(&point, page)?;
-        let bytes = page.rows.iter().map(|(key, row)| key.len() as u64 + value_bytes(row)).sum();
-        self.partition.counters().read(&spec.span.start, bytes);
+        let bytes: u64 = page.rows.iter().map(|(key, row)| key.len() as u64 + value_bytes(row)).sum();
+        self.partition.counters().read(&spec.span.start, bytes.max(page.looked * ROW_LOOKED_BYTES));
         let (rows, rows_scanned) = (page.rows.len() as u64, page.looked);
         read.scan = Some(v1::ScanCost { rows, rows_scanned, bytes, ..Default::default() });
         metrics::counter!(telemetry::SCAN_ROWS_RETURNED_TOTAL).increment(page.rows.len() as u64);
@@ -340,7 +341,7 @@ impl Call<'_> {
         };
         let (page, read) = self.at(&point, |store| store.scan(&spec));
         let page = self.owned(&point, page)?;
-        self.partition.counters().read(&spec.span.start, 0);
+        self.partition.counters().read(&spec.span.start, page.looked * ROW_LOOKED_BYTES);
         let covered = convert::covered_to_pb(&page.covered, page.covered_tokens);
         Ok(v1::CountReply { count: page.count, reads: vec![read], covered: Some(covered) })
     }

@@ -20,7 +20,14 @@ fn read(path: &str) -> String {
 
 #[test]
 fn scripts_are_executable_and_well_formed() {
-    for path in ["deploy/cluster.sh", "deploy/try-debian.sh", "deploy/try-healing.sh", "deploy/try-idle.sh", ".ci/run"] {
+    for path in [
+        "deploy/cluster.sh",
+        "deploy/try-debian.sh",
+        "deploy/try-healing.sh",
+        "deploy/try-idle.sh",
+        "deploy/try-spread.sh",
+        ".ci/run",
+    ] {
         let mode = fs::metadata(root().join(path)).unwrap().permissions().mode();
         assert!(mode & 0o111 != 0, "{path} is not executable");
         assert!(read(path).starts_with("#!/usr/bin/env bash\n"), "{path}");
