@@ -199,7 +199,13 @@ impl Core {
         };
         for address in self.config.join.iter().filter(|address| **address != self.advertised) {
             match self.ask(address, self.join_request(&identity)).await {
-                Ok(_) => return Ok(true),
+                Ok(reply) => {
+                    // Sooner than the driver can tell: what this node was told to give up while it was away.
+                    if let Ok(map) = Map::decode(&reply.map) {
+                        let _as_new = node.take_map(map.full());
+                    }
+                    return Ok(true);
+                }
                 Err(error) if is_final(&error) => return Err(error),
                 Err(error) => tracing::debug!(%address, %error, "not greeted yet"),
             }
