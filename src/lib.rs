@@ -80,6 +80,13 @@
 //! held with one entry of its log, and reports that; the map then forgets the right one, whose hosts destroy it. A merge
 //! that does not come about is withdrawn by a fence in the left one's log, after which the right one unseals itself.
 //!
+//! # Lost quorums
+//!
+//! A partition whose quorum is lost for good goes on when a person accepts the loss of data ([`placement::recovery`]): the
+//! map gives every replica of it up and names a fresh one on the node of the one that is left, which makes it of all that
+//! that one holds ([`raft::salvage()`]). Its log begins far above the old one, so that nothing of the old group counts for
+//! newer. Invariants 1 and 3 rest on that person then: the lost nodes stay away until they have heard of it.
+//!
 //! # Invariants
 //!
 //! 1. At any time at most one group may acknowledge a write for a key.

@@ -5,6 +5,7 @@ use super::{
     failure::Failure,
     options::{Format, Options},
     output::Output,
+    recover::{self, Recover},
     remote::{Remote, kind_of},
     text::KeyText,
 };
@@ -45,6 +46,8 @@ pub enum PartitionCommand {
     Split(Split),
     /// Make one of two neighbours, online
     Merge(Merge),
+    /// Go on with a partition whose quorum is lost for good, from one replica that is left
+    Recover(Recover),
     /// The partition that holds a key
     Show {
         /// Key
@@ -210,6 +213,7 @@ pub async fn partition(command: &PartitionCommand, options: &Options, output: &m
         PartitionCommand::Why(args) => return explain::why(args, options, output).await,
         PartitionCommand::Split(args) => return split(args, options, output).await,
         PartitionCommand::Merge(args) => return merge(args, options, output).await,
+        PartitionCommand::Recover(args) => return recover::run(args, options, output).await,
         PartitionCommand::List | PartitionCommand::Show { .. } => {}
     }
     let reply = Remote::connect(options).await?.keyspace(&options.keyspace).await?;

@@ -26,7 +26,7 @@ pub struct Why {
     partition: u64,
 }
 
-fn node_id(text: &str) -> Result<u64, String> {
+pub(super) fn node_id(text: &str) -> Result<u64, String> {
     id(text, 'n').ok_or_else(|| format!("{text:?} is not a node such as n2"))
 }
 

@@ -20,6 +20,7 @@ pub mod node;
 pub mod options;
 pub mod output;
 pub mod records;
+pub mod recover;
 pub mod remote;
 pub mod scan;
 pub mod start;
@@ -188,6 +189,8 @@ mod tests {
             "partition show 500 --keyspace ids",
             "partition why p7",
             "partition merge p7 --with p8 -o json",
+            "partition recover p7",
+            "partition recover p7 --accept-data-loss --from n2 -o json",
             "cluster doctor",
             "cluster doctor --if-lost n2,n5 -o json",
             "bench mixed --clients 8 --seconds 1 --read-percent 50 -o json",
@@ -237,6 +240,8 @@ mod tests {
             "drill --hours 1 --seed 7",
             "bench get --clients 0",
             "partition why seven",
+            "partition recover --accept-data-loss",
+            "partition recover p7 --from p2",
             "cluster doctor --if-lost p2",
             "check",
             "check out --workload other",

@@ -157,6 +157,17 @@ impl Remote {
         Ok(self.client.admin().merge_partition(partition, with).await?)
     }
 
+    /// Goes on with a partition without its quorum, or says what that would lose.
+    ///
+    /// # Errors
+    /// Why it was not done.
+    pub async fn recover_partition(
+        &self,
+        request: v1::RecoverPartitionRequest,
+    ) -> Result<v1::RecoverPartitionReply, Error> {
+        Ok(self.client.admin().recover_partition(request).await?)
+    }
+
     /// One partition: how it is, and why.
     ///
     /// # Errors

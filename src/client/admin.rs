@@ -114,6 +114,19 @@ impl Admin {
         self.call(|channel| async move { admin(channel).merge_partition(request).await }).await
     }
 
+    /// Goes on with a partition whose quorum is lost for good, from one replica that is left, and waits until that leads;
+    /// without `accept_data_loss` it only says what would be done and what may be lost.
+    ///
+    /// # Errors
+    /// `INVALID_FIELD` when the partition may have a quorum or nothing of it is left; `NO_QUORUM` when the placement driver
+    /// has none; `DEADLINE_EXCEEDED` when it goes on.
+    pub async fn recover_partition(
+        &self,
+        request: v1::RecoverPartitionRequest,
+    ) -> Result<v1::RecoverPartitionReply, Error> {
+        self.call(|channel| async move { admin(channel).recover_partition(request).await }).await
+    }
+
     /// One partition: how it is, what was decided about it lately, and why.
     ///
     /// # Errors

@@ -241,6 +241,19 @@ impl Store {
         self.bounds_mut().reshape(span);
     }
 
+    /// Makes it own `span` at `epoch` from `index` of a new log on, whatever it knew of splits and merges: what lies outside
+    /// has another owner.
+    pub fn confine(&mut self, index: u64, span: Span, epoch: u64) {
+        self.advance(index);
+        let layout = self.layout();
+        let kept = self.table_mut().split_off(&span.start, layout);
+        *self.table_mut() = kept;
+        if let Some(end) = &span.end {
+            self.table_mut().split_off(end, layout);
+        }
+        *self.bounds_mut() = Bounds::at(layout, span, epoch, None);
+    }
+
     /// The whole state in one piece, as of now, for a partition that is sealed and small: what
     /// [`Change::Absorb`] takes.
     #[must_use]

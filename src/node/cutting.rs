@@ -132,7 +132,7 @@ impl Node {
         };
         let mut machine = PartitionMachine::new(store, Arc::clone(&self.births));
         let (id, leader) = (split.child, split.leader);
-        let found = match raft::seed(&self.raft, id, me.id, &split.members, leader, &mut machine).await {
+        let found = match raft::seed(&self.raft, id, me.id, &split.members, leader, raft::SEED_AT, &mut machine).await {
             Ok(found) => found,
             Err(error) => {
                 let error = Error::new(Reason::Internal, error.to_string());

@@ -106,14 +106,15 @@ impl Node {
         let Some(keyspace) = map.keyspaces().get(&partition.keyspace) else {
             return Err(Error::new(Reason::Internal, format!("the map names no keyspace {}", partition.keyspace)));
         };
-        // An older incarnation goes first: one group runs one replica here.
-        self.retire(id).await;
         // With the positions of its birth: if the log is replayed from its beginning, it cuts them itself.
         let config = kv::StoreConfig {
             layout: keyspace.layout,
             span: partition.birth.clone(),
             limits: kv::SessionLimits::default(),
         };
+        // An older incarnation goes first: one group runs one replica here.
+        self.succeed(map, partition, replica, config.clone()).await?;
+        self.retire(id).await;
         self.open_partition(id, replica, config, map.version()).await?;
         self.initialize_if_asked(partition, replica).await
     }
@@ -227,7 +228,7 @@ fn explain(error: OpenError) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::{super::Parts, *};
     use crate::{
         env::{Scope, SystemClock},
@@ -248,7 +249,7 @@ mod tests {
     use tokio::time::Instant;
 
     /// A store that cannot be read a few times.
-    struct Moody(MemorySnapshots, AtomicU32);
+    pub(in crate::node) struct Moody(pub MemorySnapshots, pub AtomicU32);
 
     impl SnapshotStore for Moody {
         fn create(&self, group: PartitionId, replica: ReplicaId) -> io::Result<Box<dyn SnapshotWriter>> {
@@ -273,7 +274,7 @@ mod tests {
         }
     }
 
-    fn start(log: &Arc<MemoryLog>, snapshots: Moody, map: Map) -> Arc<Node> {
+    pub(in crate::node) fn start(log: &Arc<MemoryLog>, snapshots: Moody, map: Map) -> Arc<Node> {
         let network = MemoryNetwork::new(1);
         let endpoint = Endpoint::new(NodeId(1), network.port(NodeId(1)));
         network.attach(NodeId(1), Arc::clone(&endpoint) as _);
@@ -287,7 +288,7 @@ mod tests {
         Node::start(Parts { clock, endpoint, raft, recovered, map, keep_map, down_after, split_bytes, merge_after })
     }
 
-    fn founder() -> RegisterNode {
+    pub(in crate::node) fn founder() -> RegisterNode {
         RegisterNode {
             cluster_id: "c".into(),
             uuid: "00000000-0000-4000-8000-000000000001".into(),

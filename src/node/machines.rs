@@ -1,6 +1,7 @@
 //! The two machines that groups replicate: a partition's rows, and the placement driver's state.
 
 use crate::{
+    key::Span,
     kv, placement,
     raft::{LogPosition, Machine, Restorer},
 };
@@ -70,6 +71,11 @@ impl PartitionMachine {
     #[must_use]
     pub const fn store(&self) -> &kv::Store {
         &self.store
+    }
+
+    /// See [`kv::Store::confine`].
+    pub(super) fn confine(&mut self, index: u64, span: Span, epoch: u64) {
+        self.store.confine(index, span, epoch);
     }
 
     fn reshape(&mut self, at: LogPosition, reshape: &kv::Reshape) {

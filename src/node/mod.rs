@@ -25,6 +25,7 @@ mod observed;
 mod office;
 pub mod partition;
 mod prefer;
+mod recovery;
 mod steward;
 
 pub use cutting::CutAt;
@@ -32,6 +33,7 @@ pub use health::Health;
 pub use liveness::{CONTACT_LOST_AFTER, Liveness};
 pub use machines::{Births, DriverMachine, PartitionMachine};
 pub use partition::{Partition, Written};
+pub use recovery::Survey;
 
 use crate::{
     client::routing::Routing,
@@ -147,6 +149,7 @@ impl Node {
         node.endpoint.register(Kind::Ping, Arc::new(liveness::PingService));
         node.endpoint.register(Kind::Cut, Arc::new(cutting::CutService(Weak::clone(&weak))));
         node.endpoint.register(Kind::Merge, Arc::new(merging::MergeService(Weak::clone(&weak))));
+        node.endpoint.register(Kind::Survey, Arc::new(recovery::SurveyService(Weak::clone(&weak))));
         for kind in [Kind::Load, Kind::Ask] {
             node.endpoint.register(kind, Arc::new(observed::ObservedService(Weak::clone(&weak), kind)));
         }

@@ -2,15 +2,16 @@
 //!
 //! Soft state: a report that is lost is followed by the next, and a new leader of the driver begins with nothing.
 
-use super::Node;
+use super::{DriverMachine, Node};
 use crate::{
     key::{DRIVER, NodeId, PartitionId},
     placement::{
         Loads, PartitionLoad,
-        journal::{Journal, Question, Told},
+        journal::{Entry, Journal, Question, Told},
         sizing::{SAMPLES_MAX, Sizing},
         uniting::Uniting,
     },
+    raft::Group,
     transport::{
         Kind,
         endpoint::{Reply, Service},
@@ -114,11 +115,12 @@ impl Observed {
         self.began.elapsed().as_millis() as u64
     }
 
-    fn answer(&self, question: &Question) -> Told {
+    /// `kept` are the decisions that the driver's state tells of.
+    fn answer(&self, question: &Question, kept: Vec<Entry>) -> Told {
         let load = |id: &PartitionId| Some((*id, *self.loads.0.get(id)?));
         Told {
             loads: question.loads_of.iter().filter_map(load).collect(),
-            entries: question.why.map(|id| self.journal.of(id)).unwrap_or_default(),
+            entries: question.why.map(|id| self.journal.with(id, kept)).unwrap_or_default(),
         }
     }
 }
@@ -141,7 +143,7 @@ impl Service for ObservedService {
             return;
         }
         match Question::decode(&body) {
-            Ok(question) => reply.send(node.observed.lock().answer(&question).encode()),
+            Ok(question) => reply.send(node.answer(&question).encode()),
             Err(error) => tracing::error!(%from, %error, "an unreadable question"),
         }
     }
@@ -178,6 +180,13 @@ impl Node {
         self.driver_group().is_some_and(|group| group.is_leader())
     }
 
+    fn answer(&self, question: &Question) -> Told {
+        let recoveries =
+            |group: Group<DriverMachine>| group.read(|m, _| question.why.map(|id| m.state().recoveries_of(id)));
+        let kept = self.driver_group().and_then(recoveries).unwrap_or_default();
+        self.observed.lock().answer(question, kept)
+    }
+
     fn take_loads(&self, report: &Loads) {
         self.observed.lock().loads.take(report, REPORT_EVERY.as_millis() as u64);
     }
@@ -201,7 +210,7 @@ impl Node {
     pub async fn ask_driver(&self, question: &Question) -> Option<Told> {
         let leader = self.routing.leader(DRIVER)?;
         if leader.node == self.id() {
-            return self.leads_driver().then(|| self.observed.lock().answer(question));
+            return self.leads_driver().then(|| self.answer(question));
         }
         let answer = self.endpoint.call(leader.node, Kind::Ask, question.encode(), ASK_DEADLINE).await.ok()?;
         Told::decode(&answer).ok()

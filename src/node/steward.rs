@@ -260,7 +260,7 @@ impl Node {
         let settled = !status.joint && status.learners.is_empty();
         let reached = settled && set(&status.voters) == set(&partition.target);
         // A membership that the driver has not heard of is reported before it is changed again: see `may_change`.
-        let unreported = status.members_at > partition.epoch.members || partition.phase == Phase::Creating;
+        let unreported = status.members_at > partition.epoch.members || partition.phase != Phase::Active;
         if settled && unreported {
             return Some(if status.members_committed {
                 Odds::Report(status.members_at, status.voters)

@@ -6,6 +6,7 @@
 use super::{
     DecodeError,
     map::{Keyspace, Standing},
+    recovery::Recover,
 };
 use crate::{
     error::{Error, Outcome, Reason},
@@ -99,6 +100,8 @@ pub enum Command {
         /// Epoch of bounds of the left one since then.
         bounds: u64,
     },
+    /// Asks to go on with one replica of a partition alone, whatever the others held. For people.
+    Recover(Recover),
 }
 
 /// A process that wants to be a node.
@@ -228,6 +231,11 @@ pub enum Reply {
         /// Version of the map that was the first to ask for it.
         since: u64,
     },
+    /// The partition goes on with one replica, or has.
+    Recovering {
+        /// The replica.
+        replica: ReplicaId,
+    },
 }
 
 /// What [`super::State::apply`] says to a command.
@@ -356,6 +364,14 @@ pub enum Refusal {
         /// What is wrong.
         why: String,
     },
+    /// A partition cannot, or need not, go on without a quorum.
+    #[error("{partition} is not recovered: {why}")]
+    RecoverImpossible {
+        /// The partition.
+        partition: PartitionId,
+        /// Why not, and what to do.
+        why: String,
+    },
 }
 
 /// A request field that can be wrong in itself.
@@ -431,6 +447,9 @@ impl From<Refusal> for Error {
             Refusal::CutImpossible { partition, .. } => Self::field("at", message).with("partition", partition),
             Refusal::MergeImpossible { left, right, .. } => {
                 Self::field("with", message).with("left", left).with("right", right)
+            }
+            Refusal::RecoverImpossible { partition, .. } => {
+                Self::field("partition", message).with("partition", partition)
             }
             Refusal::ReportInvalid { partition, .. } => {
                 Self::new(Reason::Internal, message).with("partition", partition)

@@ -49,6 +49,15 @@ fn commands() -> Vec<Command> {
         Command::Unmerge { pair: [PartitionId(3), PartitionId(9)] },
         Command::Merged { pair: [PartitionId(3), PartitionId(9)], bounds: 3 },
         Command::Unmerged { pair: [PartitionId(3), PartitionId(9)], bounds: 3 },
+        Command::Recover(Recover {
+            partition,
+            epoch: Epoch { bounds: 1, members: 2 },
+            survivor: ReplicaId(8),
+            last_term: 4,
+            last_index: 300,
+            term: 5,
+            wall_ms: 6,
+        }),
     ]
 }
 
@@ -70,6 +79,7 @@ fn command_bytes_are_golden_and_come_back() {
         "030a0309",
         "030b030903",
         "030c030903",
+        "030d0701020804ac020506",
     ];
     let bytes: Vec<Bytes> = commands().iter().map(Command::encode).collect();
     assert_eq!(bytes.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>(), golden);
@@ -102,6 +112,7 @@ fn refusals() -> Vec<(Refusal, Reason)> {
         (Refusal::NoNodeForReplicas, Reason::NodeNeeded),
         (Refusal::CutImpossible { partition, at: why(), why: why() }, Reason::InvalidField),
         (Refusal::MergeImpossible { left: partition, right: PartitionId(8), why: why() }, Reason::InvalidField),
+        (Refusal::RecoverImpossible { partition, why: why() }, Reason::InvalidField),
     ]
 }
 
@@ -125,6 +136,7 @@ fn answer_bytes_are_golden_and_come_back() {
         Reply::StandingSet { standing: Standing::Draining, changed: true },
         Reply::Dividing { child: PartitionId(9) },
         Reply::Merging { since: 300 },
+        Reply::Recovering { replica: ReplicaId(8) },
     ];
     let answers: Vec<Answer> =
         replies.into_iter().map(Ok).chain(refusals().into_iter().map(|(refusal, _)| Err(refusal))).collect();
@@ -138,6 +150,7 @@ fn answer_bytes_are_golden_and_come_back() {
         "0300060201",
         "03000709",
         "030008ac02",
+        "03000908",
         "030100",
         "0301010377687903776879",
         "030102037768790103776879",
@@ -155,6 +168,7 @@ fn answer_bytes_are_golden_and_come_back() {
         "03010e",
         "03010f070377687903776879",
         "030110070803776879",
+        "0301110703776879",
     ];
     let bytes: Vec<Bytes> = answers.iter().map(encode_answer).collect();
     assert_eq!(bytes.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>(), golden);

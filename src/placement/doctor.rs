@@ -126,7 +126,8 @@ impl Diagnosis {
         tell(self.with(Service::Nothing), "without a live member: nothing can be read or written");
         tell(
             self.with(Service::Stale),
-            "without a quorum: EVENTUAL reads only, BOUNDED and SESSION ones while a member is fresh enough",
+            "without a quorum: EVENTUAL reads only, BOUNDED and SESSION ones while a member is fresh enough; if its nodes \
+             never come back, `meridian partition recover ID` says what can be saved",
         );
         tell(&self.underreplicated, "with fewer members than the keyspace asks for");
         tell(&self.changing, "whose members are changing");
@@ -158,6 +159,7 @@ pub fn state_of(map: &Map, partition: &Partition, alive: &BTreeSet<NodeId>, lead
     let wanted = map.keyspaces().get(&partition.keyspace).map_or(0, |keyspace| keyspace.replicas as usize);
     match partition.phase {
         Phase::Creating => "creating",
+        Phase::Recovering(..) => "recovering",
         Phase::Active if Service::of(live, partition.members.len()) < Service::Fragile => "no quorum",
         Phase::Active if leader.is_none_or(|leader| !alive.contains(&leader)) => "no leader",
         Phase::Active if !partition.is_at_rest() => "changing",
@@ -177,12 +179,20 @@ pub fn explain(map: &Map, partition: &Partition, alive: &BTreeSet<NodeId>, leade
     if partition.phase == Phase::Creating {
         found.push(format!("its group has not reported yet; {} initializes it", partition.initializer));
     }
+    if let Phase::Recovering(from, _) = partition.phase {
+        found.push(format!(
+            "it goes on without a quorum, from what {from} on {} holds, which makes that",
+            list(&members)
+        ));
+    }
     if Service::of(live.len(), members.len()) < Service::Fragile {
         found.push(format!(
-            "{} of its {} members are out of contact: nothing can be written or changed until one of {} is back",
+            "{} of its {} members are out of contact: nothing can be written or changed until one of {} is back; if none \
+             ever comes back, `meridian partition recover {}` says what can be saved",
             dead.len(),
             members.len(),
-            list(&dead)
+            list(&dead),
+            partition.id
         ));
     } else if !dead.is_empty() {
         let dead = list(&dead);

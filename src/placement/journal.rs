@@ -1,6 +1,7 @@
 //! What the driver's leader has decided lately, and what became of it: for people who ask why.
 //!
-//! Soft state: bounded, in memory, gone with the leader. What counts is in the map.
+//! Soft state: bounded, in memory, gone with the leader. What counts is in the map; what must not be forgotten, that data
+//! was given up, is in the driver's state ([`super::Recovery`]).
 
 use super::{Decision, DecodeError, PartitionLoad, Step};
 use crate::key::PartitionId;
@@ -56,6 +57,14 @@ impl Journal {
             self.entries.pop_front();
         }
         self.entries.push_back(Entry { wall_ms, partition, what, why: why.to_owned(), result, times: 1 });
+    }
+
+    /// The latest decisions about a partition, the oldest first, with those that are `kept` elsewhere.
+    #[must_use]
+    pub fn with(&self, partition: PartitionId, mut kept: Vec<Entry>) -> Vec<Entry> {
+        kept.extend(self.of(partition));
+        kept.sort_by_key(|entry| entry.wall_ms);
+        kept
     }
 
     /// The latest decisions about a partition, the oldest first.

@@ -132,6 +132,9 @@ pub enum Phase {
     Creating,
     /// Its group has reported.
     Active,
+    /// It goes on without a quorum: its only member is made of what this other replica on the same node holds, and its log
+    /// begins in this term, at the partition's epoch of members.
+    Recovering(ReplicaId, u64),
 }
 
 /// One interval of a keyspace and the group that serves it.

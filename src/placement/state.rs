@@ -14,6 +14,7 @@ use super::{
     command::{Answer, Command, CreateKeyspace, Refusal, RegisterNode, Reply, Step},
     limits,
     map::{DRIVER_KEYSPACE, DRIVER_KEYSPACE_NAME, Fit, Keyspace, Map, MapDelta, Node, Partition, Phase, Standing},
+    recovery::Recovery,
     ring::{Placer, Ring},
 };
 use crate::key::{DRIVER, Epoch, KeyKind, KeyspaceId, Layout, NodeId, PartitionId, Replica, ReplicaId, Span};
@@ -67,6 +68,8 @@ pub struct State {
     map: Map,
     replicas_default: u32,
     next: Counters,
+    /// The partitions that went on without a quorum, the oldest first.
+    pub(super) recoveries: Vec<Recovery>,
     history: VecDeque<Change>,
     history_ids: usize,
 }
@@ -77,6 +80,7 @@ impl Default for State {
             map: Map::default(),
             replicas_default: limits::REPLICAS_DEFAULT,
             next: Counters { node: 1, keyspace: 1, partition: 1, replica: 1 },
+            recoveries: Vec::new(),
             history: VecDeque::new(),
             history_ids: 0,
         }
@@ -138,6 +142,7 @@ impl State {
             Command::Unmerge { pair } => self.unmerge(pair, &mut change),
             Command::Merged { pair, bounds } => self.end_merge(pair, bounds, true, &mut change),
             Command::Unmerged { pair, bounds } => self.end_merge(pair, bounds, false, &mut change),
+            Command::Recover(asked) => self.recover(asked, &mut change),
         };
         assert!(answer.is_ok() || change.len() == 0, "a refused command changes nothing");
         if change.len() > 0 {
@@ -175,7 +180,9 @@ impl State {
     /// Versioned bytes of the whole state.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        super::encode(&StateBytes { map: self.map.full(), replicas_default: self.replicas_default, next: self.next })
+        let state = StateBytes { map: self.map.full(), replicas_default: self.replicas_default, next: self.next };
+        // Behind the state, and only if there are any: states that were kept before there could be are read as ever.
+        if self.recoveries.is_empty() { super::encode(&state) } else { super::encode(&(state, &self.recoveries)) }
     }
 
     /// The state behind these bytes, checked, without its history.
@@ -183,7 +190,8 @@ impl State {
     /// # Errors
     /// When they are none of ours, of another format, or contradict themselves.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let StateBytes { map: full, replicas_default, next } = super::decode("driver state", bytes)?;
+        let (StateBytes { map: full, replicas_default, next }, recoveries) = super::decode("driver state", bytes)
+            .or_else(|_| super::decode("driver state", bytes).map(|state| (state, Vec::new())))?;
         let wrong = |why: String| DecodeError { what: "driver state", why };
         let mut map = Map::default();
         if full.from_version.is_some() || (full.to_version > 0 && map.apply(full) != Fit::Applied) {
@@ -205,7 +213,7 @@ impl State {
         if used.iter().any(|(next, used)| used.is_some_and(|used| used >= *next)) {
             return Err(wrong(format!("ids are in use that were not handed out yet: {next:?}")));
         }
-        Ok(Self { map, replicas_default, next, ..Self::default() })
+        Ok(Self { map, replicas_default, next, recoveries, ..Self::default() })
     }
 
     fn remember(&mut self, change: Change) {
@@ -483,7 +491,8 @@ impl State {
 
     fn report(&mut self, id: PartitionId, epoch: u64, members: Vec<Replica>, change: &mut Change) -> Answer {
         let known = self.map.partition(id).ok_or(Refusal::PartitionUnknown(id))?;
-        if known.phase == Phase::Active && epoch <= known.epoch.members {
+        // A group that goes on without a quorum reports the epoch that it was given; that of before is below.
+        if epoch < known.epoch.members || (known.phase == Phase::Active && epoch == known.epoch.members) {
             return Ok(Reply::Reported { changed: false });
         }
         let nodes: BTreeSet<NodeId> = members.iter().map(|replica| replica.node).collect();

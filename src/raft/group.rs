@@ -371,6 +371,12 @@ impl<M: Machine> Group<M> {
         self.0.cell.read(|_, at| at)
     }
 
+    /// The last entry of its log, committed or not.
+    #[must_use]
+    pub fn last_log(&self) -> LogPosition {
+        position(self.0.running.log.last().as_ref())
+    }
+
     /// Who leads, as far as this replica knows, and a note at every change.
     #[must_use]
     pub fn watch_leadership(&self) -> watch::Receiver<Leadership> {

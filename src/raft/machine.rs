@@ -162,6 +162,11 @@ impl<M: Machine> Cell<M> {
         Self { state: RwLock::new(state), gate: Gate::default() }
     }
 
+    /// The machine, once nobody shares the cell.
+    pub(super) fn into_machine(self) -> M {
+        self.state.into_inner().machine
+    }
+
     /// Lets `read` look at the state and at the position that it was applied to.
     pub(super) fn read<T>(&self, read: impl FnOnce(&M, LogPosition) -> T) -> T {
         let state = self.state.read();

@@ -25,6 +25,7 @@ mod quiet;
 mod replica;
 mod replicated;
 mod runtime;
+mod salvage;
 mod seed;
 mod serve;
 mod sleep;
@@ -42,4 +43,5 @@ pub use group::{Group, Leadership, OpenError, ReadPoint, Role, Status, WriteErro
 pub use hub::RaftHub;
 pub use machine::{LogPosition, Machine, Restorer};
 pub use members::{Goal, MembersError};
-pub use seed::seed;
+pub use salvage::{bury, salvage};
+pub use seed::{SEED_AT, seed};

@@ -17,7 +17,7 @@ use super::{
     network::Network,
     quiet::Quiet,
     replicated::Replicated,
-    seed,
+    salvage, seed,
     serve::{self, Server},
     sleep::Sleeper,
     snapshots::Vault,
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     env,
     key::{NodeId, PartitionId, Replica, ReplicaId},
-    log::{Record, Recovered},
+    log::Recovered,
 };
 use openraft::{RaftMetrics, ServerState, async_runtime::watch::WatchReceiver as _};
 use parking_lot::Mutex;
@@ -360,8 +360,7 @@ impl Running {
     /// Stops, removes everything stored and makes sure that this replica id is never opened again.
     pub(super) async fn destroy(self: &Arc<Self>) -> io::Result<()> {
         self.shutdown().await;
-        self.hub.keep(self.group, self.me.id, Record::Tombstone).await?;
-        self.vault.remove().await
+        salvage::bury(&self.hub, self.group, self.me.id).await
     }
 
     /// Whether it has no log, not even the entry that names the first members, and knows nobody who would send it one.

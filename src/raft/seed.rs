@@ -1,7 +1,8 @@
 //! Seeds: what the replicas of a group that begins with a state find when they are opened for the first time.
 //!
 //! A child of a split begins with rows that its parent's log has decided. Every member makes the same seed by itself: a
-//! snapshot of that state at index [`SEED_INDEX`] of term 0, a log that begins after it, and the vote that goes with it.
+//! snapshot of that state at [`SEED_AT`], a log that begins after it, and the vote that goes with it. A group that goes on
+//! without its quorum begins with the state of the replica that is left, see [`super::salvage()`].
 //!
 //! A group that begins with nothing begins with an entry that names its members. Who wrote it may die before anybody else
 //! has it, but after the others have voted: then one of them writes it again ([`first_entry`]).
@@ -9,12 +10,12 @@
 //! Invariants:
 //! * the snapshot is durable before the vote and the log's beginning are, so that a replica is seeded completely or not
 //!   at all;
-//! * a seeded replica has promised nothing to anybody: it may vote and campaign at once.
+//! * a replica seeded at [`SEED_AT`] has promised nothing to anybody: it may vote and campaign at once.
 
 use super::{
     codec,
     hub::RaftHub,
-    machine::Machine,
+    machine::{LogPosition, Machine},
     snapshots::{CHUNK_BYTES, Vault},
     types::{Entry, Membership, Payload, SnapshotMeta, StoredMembership, Vote, log_id},
 };
@@ -32,8 +33,12 @@ use std::{
 /// Term of the seed: that of no election.
 const SEED_TERM: u64 = 0;
 
+/// Where the log of a child of a split begins.
+pub const SEED_AT: LogPosition = LogPosition { index: SEED_INDEX, term: SEED_TERM };
+
 /// Makes what replica `replica` of `group` begins with durable: the state of `machine`, and `members` as the voters, of
-/// which `leader` is named as the seed's author, the same on all. Returns what to open the replica with.
+/// which `leader` is named as the seed's author, the same on all; the log begins behind `at`. Returns what to open the
+/// replica with.
 ///
 /// # Errors
 /// When it could not be made durable; to be tried again.
@@ -43,9 +48,10 @@ pub async fn seed<M: Machine>(
     replica: ReplicaId,
     members: &[Replica],
     leader: ReplicaId,
+    LogPosition { index, term }: LogPosition,
     machine: &mut M,
 ) -> io::Result<Recovered> {
-    let at = log_id(SEED_TERM, leader.0, SEED_INDEX);
+    let at = log_id(term, leader.0, index);
     let last_membership = StoredMembership::new(Some(at), membership(members)?);
     let meta = SnapshotMeta { last_log_id: Some(at), last_membership };
     let vault = Vault::new(group, replica, Arc::clone(&hub.snapshots));
@@ -53,11 +59,11 @@ pub async fn seed<M: Machine>(
     let kept = vault.keep(std::iter::from_fn(|| machine.freeze_next(CHUNK_BYTES)), &meta).await;
     machine.thaw();
     kept?;
-    let vote = codec::store_vote(&Vote::new_committed(SEED_TERM, leader.0));
+    let vote = codec::store_vote(&Vote::new_committed(term, leader.0));
     let marker = codec::store_log_id(&at);
-    hub.engine.submit(group, replica, Record::Purge { upto: SEED_INDEX, marker: marker.clone() }, None);
+    hub.engine.submit(group, replica, Record::Purge { upto: index, marker: marker.clone() }, None);
     hub.keep(group, replica, Record::Vote(vote.clone())).await?;
-    Ok(Recovered { vote: Some(vote), purged: Some((SEED_INDEX, marker)), ..Recovered::default() })
+    Ok(Recovered { vote: Some(vote), purged: Some((index, marker)), ..Recovered::default() })
 }
 
 /// Writes the entry that names the first members of a group into the empty log of a replica that is not running. openraft

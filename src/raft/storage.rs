@@ -118,7 +118,12 @@ impl Debug for Log {
 impl Log {
     /// Whether nothing was ever in it.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.live.lock().last().is_none()
+        self.last().is_none()
+    }
+
+    /// Position of the last entry; none if nothing was ever in it.
+    pub(super) fn last(&self) -> Option<LogId> {
+        self.0.live.lock().last()
     }
 
     /// The log as it was found at start; empty for a new replica.

@@ -3,7 +3,7 @@
 use super::{
     Core,
     exec::keyspace_unknown,
-    explain,
+    explain, recover,
     topology::{keyspace_to_pb, node_to_pb, partition_to_pb, standing_to_pb, visible},
 };
 use crate::{
@@ -343,6 +343,15 @@ impl Admin for AdminService {
         request: Request<v1::MergePartitionRequest>,
     ) -> Result<Response<v1::MergePartitionReply>, Status> {
         self.merge(request.into_inner()).await.map(Response::new).map_err(|error| status_of(&error))
+    }
+
+    async fn recover_partition(
+        &self,
+        request: Request<v1::RecoverPartitionRequest>,
+    ) -> Result<Response<v1::RecoverPartitionReply>, Status> {
+        let node = self.node().map_err(|error| status_of(&error))?;
+        let reply = recover::partition(&node, request.into_inner(), Instant::now() + DRIVER_DEADLINE).await;
+        reply.map(Response::new).map_err(|error| status_of(&error))
     }
 
     async fn explain_partition(

@@ -19,6 +19,7 @@ mod kv;
 mod listen;
 mod pipeline;
 mod read;
+mod recover;
 mod responder;
 mod topology;
 

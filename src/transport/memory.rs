@@ -73,7 +73,7 @@ const fn stands_alone(frame: &Frame) -> bool {
     match frame.kind {
         _ if frame.reply => true,
         Kind::Ping | Kind::Sleep | Kind::RaftVote | Kind::RaftPreVote | Kind::RaftSnapshot => true,
-        Kind::ReadIndex | Kind::Kv | Kind::Driver | Kind::Ask | Kind::Cut | Kind::Merge => true,
+        Kind::ReadIndex | Kind::Kv | Kind::Driver | Kind::Ask | Kind::Cut | Kind::Merge | Kind::Survey => true,
         Kind::RaftAppend | Kind::RaftTransfer | Kind::MapPush | Kind::Leader | Kind::Load => false,
     }
 }

@@ -55,11 +55,13 @@ pub enum Kind {
     Merge = 15,
     /// Groups that may sleep, to replicas that follow the leaders on the sending node.
     Sleep = 16,
+    /// A question to a node what it knows of a partition that may have lost its quorum.
+    Survey = 17,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Ping,
         Self::RaftAppend,
         Self::RaftVote,
@@ -76,6 +78,7 @@ impl Kind {
         Self::Cut,
         Self::Merge,
         Self::Sleep,
+        Self::Survey,
     ];
 
     /// Whether frames of this kind have a lane of their own, apart from all others: they may be long.

@@ -1,6 +1,6 @@
 //! Nodes that die, leave, drain and come back: the cluster looks after its replicas by itself.
 
-use crate::support::{Cluster, eventually, put, shared};
+use crate::support::{Cluster, equal_digests, eventually, put, shared};
 use meridian::{
     client::{Client, Reason},
     key::{NodeId, PartitionId, Replica},
@@ -36,20 +36,6 @@ fn placed(cluster: &Cluster) -> Option<Vec<BTreeSet<u64>>> {
         partition.is_at_rest().then(|| partition.members.iter().map(|member| member.node.0).collect())
     };
     map.partitions().values().map(nodes).collect()
-}
-
-/// Digests of the partition's replicas on nodes that run, once all have applied the same.
-async fn equal_digests(cluster: &Cluster, partition: u64, replicas: usize) {
-    eventually("equal replicas", async || {
-        let held: Vec<(u64, u64)> = cluster
-            .living()
-            .into_iter()
-            .filter_map(|index| cluster.dev.node(index)?.node()?.partition(PartitionId(partition)))
-            .map(|held| held.group().read(|machine, at| (at.index, machine.store().digest())))
-            .collect();
-        (held.len() == replicas && held.iter().all(|one| *one == held[0])).then_some(())
-    })
-    .await;
 }
 
 /// Increments through the library until it is told to stop; answers how often it was told that it worked. No error is

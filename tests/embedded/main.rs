@@ -12,6 +12,7 @@ mod failures;
 mod healing;
 mod ranges;
 mod reads;
+mod recovery;
 mod sessions;
 mod sizing;
 mod splits;

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use meridian::{
     client::{Client, Reason},
+    key::PartitionId,
     node::config::NodeConfig,
     proto::{error_of, v1},
     server::dev::{DevCluster, DevConfig},
@@ -43,6 +44,20 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Opt
         assert!(Instant::now() < deadline, "in vain: {what}");
         sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Waits until the partition has so many replicas on nodes that run, and all have applied the same and are equal.
+pub(crate) async fn equal_digests(cluster: &Cluster, partition: u64, replicas: usize) {
+    eventually("equal replicas", async || {
+        let held: Vec<(u64, u64)> = cluster
+            .living()
+            .into_iter()
+            .filter_map(|index| cluster.dev.node(index)?.node()?.partition(PartitionId(partition)))
+            .map(|held| held.group().read(|machine, at| (at.index, machine.store().digest())))
+            .collect();
+        (held.len() == replicas && held.iter().all(|one| *one == held[0])).then_some(())
+    })
+    .await;
 }
 
 /// A cluster.

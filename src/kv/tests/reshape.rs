@@ -250,3 +250,24 @@ fn a_cut_between_two_keys_is_the_right_ones() {
     let right = reshape(&mut store, split_at(&successor(b"k0001"))).unwrap().store;
     assert_eq!((store.rows(), right.rows()), (2, 2));
 }
+
+#[test]
+fn a_store_that_has_missed_a_cut_is_confined_to_what_is_still_its_own() {
+    for layout in [Layout::Ordered, Layout::Hashed] {
+        let mut store = filled(layout, 40);
+        let at = position(layout, &Bytes::from_static(b"k0015"));
+        reshape(&mut store, Change::Seal { map_version: 4 });
+        let middle = Span { start: at.clone(), end: None };
+        let inside: BTreeSet<Vec<u8>> = keys(&store)
+            .into_iter()
+            .filter(|key| middle.contains(&position(layout, &Bytes::copy_from_slice(key))))
+            .collect();
+        assert!(!inside.is_empty() && inside.len() < 40);
+        store.confine(1_000, middle.clone(), 7);
+        assert_eq!(keys(&store).into_iter().collect::<BTreeSet<_>>(), inside, "{layout:?}");
+        assert_eq!((store.span(), store.epoch(), store.sealed(), store.applied()), (&middle, 7, None, 1_000));
+        let below = Span { start: Bytes::new(), end: Some(at) };
+        store.confine(1_001, below, 8);
+        assert_eq!(store.rows(), 0, "nothing of its own is below");
+    }
+}

@@ -2,9 +2,11 @@
 
 use super::world::*;
 use crate::{
-    key::SEED_INDEX,
+    key::{NodeId, Replica, ReplicaId, SEED_INDEX},
     log::{Record, Recovered},
-    raft::{LogPosition, Machine as _, MembersError, RaftConfig, codec, seed, types::Vote},
+    raft::{
+        Goal, LogPosition, Machine as _, MembersError, RaftConfig, SEED_AT, bury, codec, salvage, seed, types::Vote,
+    },
 };
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ async fn seed_on(world: &World, n: u64) -> Recovered {
     let members = [1, 2, 3].map(replica);
     let hub = Arc::clone(&world.nodes[&n].life.as_ref().unwrap().hub);
     world
-        .on(n, async move { seed(&hub, GROUP, replica(n).id, &members, replica(1).id, &mut machine).await })
+        .on(n, async move { seed(&hub, GROUP, replica(n).id, &members, replica(1).id, SEED_AT, &mut machine).await })
         .await
         .unwrap()
 }
@@ -60,6 +62,67 @@ async fn a_seeded_replica_that_dies_at_once_comes_back_seeded() {
     let at = world.write("new", 8).await;
     world.agree(at).await;
     assert_eq!(world.get(2, "old").as_deref(), Some("7"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_has_lost_its_quorum_goes_on_with_all_that_one_replica_holds() {
+    let mut world = World::with_group(3, RaftConfig::default()).await;
+    world.write("early", 1).await;
+    let leader = world.leader().await;
+    world.groups[&leader].snapshot_now(within(1_000)).await.expect("something to take");
+    let at = world.write("kept", 2).await;
+    world.agree(at).await;
+    // The leader writes on, and the others are gone: nobody acknowledges it, and it does not know it to be committed.
+    let lost: Vec<u64> = (1..=3).filter(|n| *n != leader).collect();
+    for n in &lost {
+        world.crash(*n).await;
+    }
+    let group = world.groups[&leader].clone();
+    assert!(group.write(pair("tail", 3), within(100)).await.is_err());
+    let (last, applied) = (group.last_log(), group.applied());
+    assert!(last.index > applied.index, "{last:?} {applied:?}");
+    world.on(leader, async move { group.shutdown().await }).await;
+
+    let (old, fresh) = (replica(leader), Replica { id: ReplicaId(leader + 10), node: NodeId(leader) });
+    let begins = LogPosition { index: last.index + 1_000, term: last.term + 100 };
+    for attempt in 1..=2 {
+        // Whoever stops in between finds the old replica as it was.
+        let found = world.found(old);
+        let hub = Arc::clone(&world.nodes[&leader].life.as_ref().unwrap().hub);
+        let salvaged = world.on(leader, async move {
+            let (mut machine, upto) = salvage(&hub, GROUP, old.id, &found, Pairs::default()).await.unwrap();
+            if attempt == 2 {
+                seed(&hub, GROUP, fresh.id, &[fresh], fresh.id, begins, &mut machine).await.unwrap();
+                bury(&hub, GROUP, old.id).await.unwrap();
+            }
+            (machine.pairs, upto)
+        });
+        let (pairs, upto) = salvaged.await;
+        let get = |key: &str| pairs.get(key).cloned();
+        assert_eq!((get("early"), get("kept"), get("tail")), (Some("1".into()), Some("2".into()), Some("3".into())));
+        assert_eq!(upto, last);
+    }
+    assert!(world.found(old).tombstone, "it is never opened again");
+    world.crash(leader).await;
+    world.start(leader);
+    world.groups.clear();
+    world.open(fresh).await;
+    let at = world.write("new", 4).await;
+    assert!(at > begins.index && world.groups[&leader].leadership().term > begins.term);
+    assert_eq!((world.get(leader, "tail").as_deref(), world.get(leader, "new").as_deref()), (Some("3"), Some("4")));
+    // A replica that comes to it begins with a snapshot of all that.
+    let joins = Replica { id: ReplicaId(lost[0] + 10), node: NodeId(lost[0]) };
+    world.start(lost[0]);
+    world.open(joins).await;
+    let (group, target) = (world.groups[&leader].clone(), [fresh, joins]);
+    let goal = move || async move {
+        let goal = Goal { target: &target, after: None, allows: &|_| true };
+        group.set_members(goal, within(10_000)).await
+    };
+    world.on(leader, goal()).await.unwrap();
+    let at = world.write("last", 5).await;
+    world.agree(at).await;
+    assert_eq!(world.get(lost[0], "tail").as_deref(), Some("3"));
 }
 
 #[tokio::test(start_paused = true)]
