@@ -55,7 +55,9 @@ spread() {
     def by_node: group_by(.node) | map(map(.load) | add);
     ([.[] | .load.bytes as $bytes | .replicas[] | {node, load: $bytes}] | by_node | skew) as $bytes |
     ([.[] | {node: .leader, load: (.load.reads_per_s + .load.writes_per_s)}] | by_node | skew) as $requests |
-    "\($what): \(length) partitions; max/mean per node: bytes \($bytes), requests \($requests)"'
+    ([.[].load | .reads_per_s + .writes_per_s] | add) as $asked |
+    "\($what): \(length) partitions; max/mean per node: bytes \($bytes)" +
+      if $asked >= 100 then ", requests \($requests)" else "" end'
 }
 
 for choose in sequential zipf uniform; do
@@ -71,10 +73,10 @@ done
 
 if command -v apt-cache >/dev/null && apt-cache dumpavail |
   awk '/^Package: / { name = $2 } /^Description(-en)?: / { sub(/^[^:]*: /, ""); print name "\t" $0 }' |
-  sort -t $'\t' -k1,1 -u >"$DIR/rows" && [ -s "$DIR/rows" ]; then
+  sort -t $'\t' -k1,1 -u >"$DIR/rows.tsv" && [ -s "$DIR/rows.tsv" ]; then
   SPLIT_BYTES=128KiB
   up
-  "$BIN" kv load "$DIR/rows" --raw 2>/dev/null
+  "$BIN" kv load "$DIR/rows.tsv" --raw >&2
   sleep "$LOAD_SECONDS"
   spread "the Debian package index, cut at $SPLIT_BYTES, $LOAD_SECONDS s after it was loaded"
 else

@@ -212,6 +212,8 @@ impl<C: Caller> Router<C> {
             // The members that are left are away too, or answer soon.
             (Some(_), _) => Duration::ZERO,
             (None, true) => left / 2,
+            // Others can answer as well: one that is silent is not waited for. Whoever is merely busy gets more the next time.
+            (None, false) if job.serve == Serve::Anyone => (left / 4).min(ATTEMPT_MIN * 4_u32.pow(tries.rounds.min(4))),
             (None, false) => left / 4,
         };
         let deadline = (now + share.max(ATTEMPT_MIN)).min(job.deadline);

@@ -148,6 +148,19 @@ async fn a_node_that_hangs_costs_one_attempt_and_is_then_asked_last() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_read_that_others_can_answer_as_well_waits_half_a_second_for_a_node_that_hangs() {
+    let (router, fake) = ordered(&[]);
+    fake.world.lock().put("a", "1");
+    fake.world.lock().hanging = [1, 2].into();
+    // Of six, some begin with a node that hangs; each is met once.
+    for _ in 0..6 {
+        let began = Instant::now();
+        assert!(get(&router, "a", v1::Consistency::Eventual).await.unwrap().found);
+        assert!(began.elapsed() <= Duration::from_millis(1_100), "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_deadline_holds_when_nobody_answers() {
     let (router, fake) = ordered(&[]);
     fake.world.lock().hanging = [1, 2, 3].into();

@@ -176,6 +176,7 @@ impl Node {
         let result = match done {
             Ok(child) => {
                 observed.sizing.done(id, child, now_ms);
+                observed.loads.cut(id, child);
                 format!("done: the upper half is {child}")
             }
             Err(error) => {

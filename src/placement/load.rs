@@ -87,6 +87,19 @@ impl Loads {
         }
     }
 
+    /// A partition was cut in two: each part counts half, until it is told what they hold and do now.
+    pub fn cut(&mut self, partition: PartitionId, child: PartitionId) {
+        let Some(whole) = self.0.get(&partition) else { return };
+        let half = PartitionLoad {
+            bytes: whole.bytes / 2,
+            rows: whole.rows / 2,
+            reads_per_s: whole.reads_per_s / 2,
+            writes_per_s: whole.writes_per_s / 2,
+            traffic_per_s: whole.traffic_per_s / 2,
+        };
+        self.0.extend([(partition, half), (child, half)]);
+    }
+
     /// Versioned bytes of a report.
     #[must_use]
     pub fn encode(&self) -> Bytes {
@@ -106,6 +119,19 @@ impl Loads {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_cut_counts_half_on_either_side() {
+        let (parent, child) = (PartitionId(1), PartitionId(2));
+        let load = |n: u32| PartitionLoad { reads_per_s: n, ..PartitionLoad::default() };
+        let mut loads = Loads([(parent, load(1_000))].into());
+        loads.cut(parent, child);
+        assert_eq!((loads.of(parent), loads.of(child)), (load(500), load(500)));
+        loads.take(&Loads([(parent, load(500))].into()), 2_000);
+        assert_eq!(loads.of(parent), load(500), "it has not to forget what the whole did");
+        loads.cut(PartitionId(3), PartitionId(4));
+        assert_eq!(loads.0.len(), 2, "of which nothing was told");
+    }
 
     #[test]
     fn reports_are_short_and_come_back() {

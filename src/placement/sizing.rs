@@ -26,11 +26,9 @@ pub const SPLIT_BYTES_DEFAULT: u64 = 64 << 20;
 /// Part of a node's share of the leaders' work that one partition may make up.
 pub const SHARE_MAX: f64 = 0.25;
 /// A partition has to be too hot for so long.
-pub const HOT_MS: u64 = 10_000;
+pub const HOT_MS: u64 = 5_000;
 /// A partition is not cut again sooner: what it holds and does now has to be told first.
 pub const AGAIN_MS: u64 = 6_000;
-/// The same for work, which is blended over [`super::load::BLEND_MS`].
-pub const HOT_AGAIN_MS: u64 = 30_000;
 /// Where no cut would help, none is tried for so long.
 pub const FUTILE_MS: u64 = 120_000;
 /// Cuts asked for by one call.
@@ -128,7 +126,7 @@ impl Sizing {
     /// A cut was made: both sides have to tell what they hold and do now.
     pub fn done(&mut self, partition: PartitionId, child: PartitionId, now_ms: u64) {
         for id in [partition, child] {
-            self.calm_ms.insert(id, [now_ms + AGAIN_MS, now_ms + HOT_AGAIN_MS]);
+            self.calm_ms.insert(id, [now_ms + AGAIN_MS; 2]);
             self.hot_ms.remove(&id);
         }
     }

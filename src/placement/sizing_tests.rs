@@ -62,7 +62,7 @@ fn what_is_asked_too_much_for_a_while_is_cut_if_there_is_another_node() {
     assert_eq!(partitions(&wishes), [(ids[0], Halve::Work)], "the other was calm in between");
     assert_eq!(wishes[0].why, "leading it is the work of 30010 requests a second, and it is cut above 5000");
     sizing.done(ids[0], ids[3], HOT_MS);
-    let later = sizing.plan(state.map(), &three, &told, HOT_MS + HOT_AGAIN_MS - 1);
+    let later = sizing.plan(state.map(), &three, &told, HOT_MS + AGAIN_MS - 1);
     assert_eq!(partitions(&later), [(ids[2], Halve::Work)]);
 
     let (mut sizing, alone) = (Sizing::new(64 * MIB), liveness(1..=1, &[2, 3]));

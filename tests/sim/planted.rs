@@ -106,6 +106,7 @@ fn provoked(bug: Bug) -> Provoked {
         Bug::ReadIndexUnconfirmed => new(20, &[Register], CUTS, isolated_leaders, STALE),
         Bug::ReadJoinsRoundUnderWay => new(20, &[Levels], &[], very_slow_links, LEVELS),
         Bug::ReadBeforeApplied => new(10, &[Levels], &[], lossy_links, LEVELS),
+        Bug::SleepsOnAlone => new(10, &[Register], &["lose"], sleepy, &["liveness: "]),
         Bug::LeaseNeverExpires => new(20, &[Register], CUTS, isolated_leaders, STALE),
         Bug::LinearizableWeakened => new(10, &[Register], CUTS, isolated_leaders, STALE),
         Bug::FreshWithoutProof => new(10, &[Levels], CUTS, nothing, LEVELS),
@@ -291,6 +292,16 @@ fn repairs(plan: &mut Plan) {
     plan.chaos_ms = 12_000;
 }
 
+/// Clients pause for longer than it takes a group to fall asleep, and a node that leads some does not come back.
+fn sleepy(plan: &mut Plan) {
+    repairs(plan);
+    plan.faults.truncate(1);
+    plan.raft.sleep_after_ms = 50;
+    plan.workloads.iter_mut().for_each(|work| {
+        (work.clients, work.partitions, work.pause_ms) = (1, 4, (1_500, 3_000));
+    });
+}
+
 /// Leaders change, and their clocks are a minute apart.
 fn wrong_clocks(plan: &mut Plan) {
     isolated_leaders(plan);
@@ -335,8 +346,17 @@ pub(crate) fn plan(bug: Bug, seed: u64) -> Plan {
     planned.sort_by_key(|planned| planned.at_ms);
     let usual = Plan::of(seed);
     let clocks = usual.clocks.iter().copied().take(NODES as usize).collect();
-    let mut plan =
-        Plan { nodes: NODES, replicas: NODES as u32, chaos_ms: CHAOS_MS, clocks, workloads, faults: planned, ..usual };
+    let mut plan = Plan {
+        nodes: NODES,
+        replicas: NODES as u32,
+        raft: Raft { sleep_after_ms: 0, ..usual.raft.clone() },
+        chaos_ms: CHAOS_MS,
+        clocks,
+        sizing: None,
+        workloads,
+        faults: planned,
+        ..usual
+    };
     shape(&mut plan);
     plan
 }
