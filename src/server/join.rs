@@ -21,6 +21,7 @@ use crate::{
     },
     transport::PROTOCOL_VERSION,
 };
+use futures_util::future::join_all;
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -189,28 +190,40 @@ impl Core {
         let identity = self.becoming.lock().await.clone();
         let cluster_id = identity.cluster_id.clone().unwrap_or_default();
         let register = self.register(identity.uuid.clone(), cluster_id, identity.node);
-        let heard = match node.drive(&Command::RegisterNode(register), Instant::now() + GREET_DEADLINE).await {
-            Ok(_) => true,
-            Err(error) if is_final(&error) => return Err(error),
-            Err(error) => {
-                tracing::debug!(%error, "the driver has not heard this node yet");
-                false
+        let heard = async {
+            match node.drive(&Command::RegisterNode(register), Instant::now() + GREET_DEADLINE).await {
+                Ok(_) => Ok(true),
+                Err(error) if is_final(&error) => Err(error),
+                Err(error) => {
+                    tracing::debug!(%error, "the driver has not heard this node yet");
+                    Ok(false)
+                }
             }
         };
-        for address in self.config.join.iter().filter(|address| **address != self.advertised) {
+        // All of them, at once: some may have been away as long, and know as old a map.
+        let others = self.config.join.iter().filter(|address| **address != self.advertised);
+        let greeted = others.map(async |address| {
             match self.ask(address, self.join_request(&identity)).await {
                 Ok(reply) => {
-                    // Sooner than the driver can tell: what this node was told to give up while it was away.
+                    // Sooner than the driver can tell: what this node was to give up while it was away.
                     if let Ok(map) = Map::decode(&reply.map) {
                         let _as_new = node.take_map(map.full());
                     }
-                    return Ok(true);
+                    Ok(true)
                 }
-                Err(error) if is_final(&error) => return Err(error),
-                Err(error) => tracing::debug!(%address, %error, "not greeted yet"),
+                Err(error) if is_final(&error) => Err(error),
+                Err(error) => {
+                    tracing::debug!(%address, %error, "not greeted yet");
+                    Ok(false)
+                }
             }
+        });
+        let (heard, greeted) = tokio::join!(heard, join_all(greeted));
+        let heard = heard?;
+        if greeted.iter().any(|greeted| matches!(greeted, Ok(true))) {
+            return Ok(true);
         }
-        Ok(heard)
+        greeted.into_iter().try_fold(heard, |heard, greeted| greeted.map(|_not_yet| heard))
     }
 }
 
