@@ -406,7 +406,7 @@ impl<M: Machine> Group<M> {
     /// Whether its group is idle and it does nothing until somebody asks or is missing.
     #[must_use]
     pub fn is_asleep(&self) -> bool {
-        self.0.running.sleeper.is_asleep()
+        self.0.running.barriers.sleeper.is_asleep()
     }
 
     /// This replica's view of the group and of itself.

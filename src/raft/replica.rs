@@ -70,7 +70,6 @@ pub(super) struct Running {
     pub(super) cell: Arc<dyn AnyCell>,
     pub(super) vault: Arc<Vault>,
     pub(super) barriers: Arc<Barriers>,
-    pub(super) sleeper: Arc<Sleeper>,
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) stopping: AtomicBool,
     pub(super) proposed_bytes: Arc<AtomicU64>,
@@ -102,7 +101,7 @@ impl Running {
         let running = built.inspect_err(|_| hub.remove(group, replica))?;
         // From here on questions are answered; before, they waited.
         running.raft.run();
-        hub.sleepers.write().insert(group, Arc::clone(&running.sleeper));
+        hub.sleepers.write().insert(group, Arc::clone(&running.barriers.sleeper));
         env::spawn(serve::run(Arc::clone(&running.server), queue));
         env::spawn(Arc::clone(&running).watch_over());
         Ok(running)
@@ -149,7 +148,7 @@ impl Running {
             me,
             leadership: leadership.clone(),
             lease: hub.config.lease(),
-            sleeper: Arc::clone(&sleeper),
+            sleeper,
             batches: Default::default(),
         });
         let server = Arc::new(Server {
@@ -157,7 +156,6 @@ impl Running {
             cell: Arc::clone(&cell),
             vault: Arc::clone(&vault),
             barriers: Arc::clone(&barriers),
-            sleeper: Arc::clone(&sleeper),
             votes_from,
             incoming: Default::default(),
         });
@@ -170,7 +168,6 @@ impl Running {
             cell,
             vault,
             barriers,
-            sleeper,
             leadership,
             stopping: AtomicBool::new(false),
             proposed_bytes: Arc::default(),
@@ -189,7 +186,7 @@ impl Running {
 
     /// Before this replica does anything as the leader: one that has slept asks the others whether it still is.
     pub(super) async fn rouse(&self, deadline: Instant) {
-        if self.sleeper.touch() {
+        if self.barriers.sleeper.touch() {
             // If it fails, what is to be done fails as well, and says how.
             let _ = self.barriers.confirm(Level::ReadIndex, deadline).await;
         }
@@ -255,7 +252,7 @@ impl Running {
             changed
         });
         if changed {
-            self.sleeper.wake();
+            self.barriers.sleeper.wake();
         }
     }
 

@@ -13,7 +13,6 @@ use super::{
     barrier::{BarrierError, Barriers, Level},
     codec::{Damaged, Reader},
     machine::AnyCell,
-    sleep::Sleeper,
     snapshots::{Incoming, Snapshot, Vault},
     types::{LogId, Raft, SnapshotMeta, Vote},
     wire::{self, Address, Piece, Status, Turn},
@@ -61,7 +60,6 @@ pub(super) struct Server {
     pub(super) cell: Arc<dyn AnyCell>,
     pub(super) vault: Arc<Vault>,
     pub(super) barriers: Arc<Barriers>,
-    pub(super) sleeper: Arc<Sleeper>,
     /// No votes before, unless leadership is handed over.
     pub(super) votes_from: Instant,
     pub(super) incoming: Mutex<Option<Transfer>>,
@@ -158,7 +156,7 @@ fn in_order(sessions: &mut Sessions, mut question: Question) -> Option<Question>
 async fn answer(server: Arc<Server>, question: Question) {
     let Question { kind, address, body, reply } = question;
     if !matches!(kind, Kind::RaftPreVote | Kind::ReadIndex) {
-        server.sleeper.wake();
+        server.barriers.sleeper.wake();
     }
     let answered = match kind {
         Kind::RaftAppend => server.append(body, reply).await,
@@ -201,7 +199,7 @@ impl Server {
 
     async fn pre_vote(&self, body: Reader, reply: Reply) -> Result<(), Damaged> {
         let request = wire::read_vote(body)?;
-        if self.may_vote(request.leadership_transfer) && !self.sleeper.keeps_leader() {
+        if self.may_vote(request.leadership_transfer) && !self.barriers.sleeper.keeps_leader() {
             reply.send(match self.raft.pre_vote(request).await {
                 Ok(response) => wire::voted(&response),
                 Err(_stopped) => Status::Failed.body(),
