@@ -24,6 +24,8 @@ const LOSSY_SYNC_MS_MAX: u64 = 50;
 const SNAPSHOT_BYTES: std::ops::Range<u64> = 4 << 10..32 << 10;
 const LOG_KEEP_BYTES: std::ops::Range<u64> = 512..2 << 10;
 const LOG_BYTES_MAX: u64 = 2 << 10;
+/// Groups sleep whenever nobody asks anything for a moment, so that faults meet them asleep.
+const SLEEP_AFTER_MS: u64 = 100;
 
 /// A node that ended by itself although nobody asked it to.
 #[derive(Clone, Debug)]
@@ -73,6 +75,7 @@ impl Cluster {
             ("snapshot_bytes", rng.random_range(SNAPSHOT_BYTES)),
             ("log_keep_bytes", rng.random_range(LOG_KEEP_BYTES)),
             ("log_bytes_max", LOG_BYTES_MAX),
+            ("sleep_after_ms", SLEEP_AFTER_MS),
         ];
         let lossy = settings.faults.contains(&Fault::PowerLoss);
         let sync_ms = if lossy { rng.random_range(5..=LOSSY_SYNC_MS_MAX) } else { 0 };

@@ -24,6 +24,7 @@ mod operator;
 mod plan;
 #[cfg(feature = "planted")]
 mod planted;
+mod recoveries;
 mod rest;
 mod restarts;
 mod run;

@@ -6,7 +6,7 @@ use crate::{
     coverage::Coverage,
     cuts, forming, keyspaces,
     plan::Plan,
-    restarts,
+    recoveries, restarts,
     run::run,
     trace::fnv,
 };
@@ -23,7 +23,9 @@ const TWICE: [u64; 4] = [1, 2, 3, 4];
 const LINES_MIN: usize = 2_000;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let directed = [cuts::SCENARIOS, forming::SCENARIOS, keyspaces::SCENARIOS, restarts::SCENARIOS].concat();
+    let directed =
+        [cuts::SCENARIOS, forming::SCENARIOS, keyspaces::SCENARIOS, recoveries::SCENARIOS, restarts::SCENARIOS]
+            .concat();
     let mut trials: Vec<Trial> = directed
         .into_iter()
         .map(|(name, run)| {
