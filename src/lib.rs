@@ -87,6 +87,13 @@
 //! that one holds ([`raft::salvage()`]). Its log begins far above the old one, so that nothing of the old group counts for
 //! newer. Invariants 1 and 3 rest on that person then: the lost nodes stay away until they have heard of it.
 //!
+//! # Sleep
+//!
+//! A group that nobody asks anything runs no timers and sends no heartbeats, on no replica (`raft::sleep`). The node of its
+//! leader names all such groups to each other node in one message a few times per lease; a replica that misses it for a
+//! lease wakes and campaigns, and the leader wakes when it is asked something or a member does not agree. Safety does not
+//! rest on it: the lease of a leader that sleeps lapses, so it has to hear from a quorum before it answers or writes.
+//!
 //! # Invariants
 //!
 //! 1. At any time at most one group may acknowledge a write for a key.

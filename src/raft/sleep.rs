@@ -236,7 +236,8 @@ impl Sleeper {
         others
     }
 
-    /// As the leader: the others, if there is nothing left to do for any of them.
+    /// As the leader: the others, if there is nothing left to do for any of them and all have answered of late. One that is
+    /// heard and hears nothing must not keep the others from electing.
     fn settled(&self) -> Option<Vec<(NodeId, Named)>> {
         let metrics = self.metrics.borrow();
         let membership = metrics.membership_config.membership();
@@ -250,9 +251,13 @@ impl Sleeper {
             && same(metrics.last_applied.map(|at| at.index));
         let replication = metrics.replication.as_ref().filter(|_| settled)?;
         let term = metrics.current_term;
+        let answers = |id: &u64| {
+            let at = metrics.heartbeat.as_ref().and_then(|heard| *heard.get(id)?);
+            self.is_asleep() || at.is_some_and(|at| openraft::Instant::elapsed(&at.into_inner()) < self.lease)
+        };
         let mut others = Vec::new();
         for (id, node) in membership.nodes().filter(|(id, _)| **id != self.me.id.0) {
-            replication.get(id).filter(|at| same(at.map(|at| at.index)))?;
+            replication.get(id).filter(|at| same(at.map(|at| at.index)) && answers(id))?;
             let (group, leader, to) = (self.group, self.me.id, ReplicaId(*id));
             others.push((*node, Named { group, leader, to, term, last }));
         }

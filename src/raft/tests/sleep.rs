@@ -1,6 +1,7 @@
 //! Groups that sleep.
 
 use super::world::{World, eventually, pair, within};
+use crate::key::NodeId;
 use crate::raft::{BarrierError, Level, RaftConfig, WriteError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -91,6 +92,19 @@ async fn who_was_away_for_a_while_does_not_depose_the_leader_of_a_group_that_sle
         world.sleeps().await;
         assert_eq!((world.led_by(), world.term()), (leader, term), "away for {ms} ms");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_is_heard_and_hears_nothing_keeps_nobody_from_electing() {
+    let world = World::asleep().await;
+    let leader = world.led_by();
+    for other in world.groups.keys().filter(|n| **n != leader) {
+        world.network.cut(NodeId(*other), NodeId(leader));
+    }
+    let others = || world.groups.iter().filter(|(n, _)| **n != leader);
+    eventually("another leads, though nobody asks", || others().any(|(_, group)| group.is_leader())).await;
+    world.network.heal_all();
+    world.sleeps().await;
 }
 
 #[tokio::test(start_paused = true)]
