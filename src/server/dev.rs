@@ -20,8 +20,9 @@ use tokio::time::{Instant, sleep};
 pub const NODES_MAX: usize = 15;
 /// Patience with the cluster becoming healthy.
 const HEALTHY_DEADLINE: Duration = Duration::from_secs(30);
-/// Patience with a killed node that still holds its directory or its ports.
-const LETS_GO_DEADLINE: Duration = Duration::from_secs(10);
+/// Patience with a killed node that still holds its directory, its log or its ports: what others asked of it may go on
+/// until its deadline.
+const LETS_GO_DEADLINE: Duration = Duration::from_secs(60);
 /// How often health is looked at while waiting for it.
 const HEALTHY_EVERY: Duration = Duration::from_millis(20);
 
