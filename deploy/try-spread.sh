@@ -5,8 +5,9 @@
 #
 # For each kind of keys, in a cluster of its own: creates an ordered keyspace with one partition, loads it for so long
 # (the Debian package index is loaded once, if apt knows it), and prints how many partitions it has become, and of the
-# bytes and of the requests the node with most of them beside the mean. Needs jq. Clusters lie in a temporary directory and
-# are gone afterwards. The binary is $MERIDIAN_BIN, else target/release/meridian.
+# bytes, of the requests led and of the work (a write is one part for its leader and three for every member) the node with
+# most of it beside the mean. Needs jq. Clusters lie in a temporary directory and are gone afterwards.
+# The binary is $MERIDIAN_BIN, else target/release/meridian.
 set -euo pipefail
 
 readonly BASE_PORT=7670
@@ -55,9 +56,11 @@ spread() {
     def by_node: group_by(.node) | map(map(.load) | add);
     ([.[] | .load.bytes as $bytes | .replicas[] | {node, load: $bytes}] | by_node | skew) as $bytes |
     ([.[] | {node: .leader, load: (.load.reads_per_s + .load.writes_per_s)}] | by_node | skew) as $requests |
+    ([.[] | .load as $load | {node: .leader, load: ($load.reads_per_s + $load.writes_per_s)},
+      (.replicas[] | {node, load: (3 * $load.writes_per_s)})] | by_node | skew) as $work |
     ([.[].load | .reads_per_s + .writes_per_s] | add) as $asked |
     "\($what): \(length) partitions; max/mean per node: bytes \($bytes)" +
-      if $asked >= 100 then ", requests \($requests)" else "" end'
+      if $asked >= 100 then ", requests led \($requests), work \($work)" else "" end'
 }
 
 for choose in sequential zipf uniform; do
