@@ -1,7 +1,8 @@
 //! Which partitions to cut in two: those that hold too much, and those that are asked too much.
 //!
-//! A partition is too large by its bytes alone. It is too hot when its leader does more than a fixed part of a node's
-//! share of all that leaders do, for a while: then the balancer could not spread the work however it moved leaders.
+//! A partition is too large by its bytes alone. It is too hot when, for a while, the work of leaders could not be spread
+//! evenly over the nodes however the balancer moved them, and it is a good part of a node's share: many small partitions
+//! cost more than few large ones, because what each does at once is less.
 //! Where to cut is the leader's to say: it holds the rows and knows what is asked for. It may also say that no cut would
 //! help; then the partition is left alone for long.
 //!
@@ -19,11 +20,16 @@ use super::{
 };
 use crate::key::{DRIVER, PartitionId, Span};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+};
 
 /// Bytes of rows from which on a partition is cut. Small enough to be moved in a second or two.
 pub const SPLIT_BYTES_DEFAULT: u64 = 64 << 20;
-/// Part of a node's share of the leaders' work that one partition may make up.
+/// Work is spread evenly enough when no node would do more than this, in shares.
+pub const SPREAD_MAX: f64 = 1.2;
+/// Where it is not, partitions above this part of a node's share are too hot.
 pub const SHARE_MAX: f64 = 0.25;
 /// A partition has to be too hot for so long.
 pub const HOT_MS: u64 = 5_000;
@@ -87,16 +93,23 @@ impl Sizing {
             loads.0.iter().filter_map(|(id, load)| Some((known(id)?, load))).collect();
         let nodes = map.nodes().values().filter(|node| node.standing.takes_replicas() && liveness.is_alive(node.id));
         let nodes = nodes.count();
-        let share = all.iter().map(|(_, load)| work(load)).sum::<f64>() / nodes.max(1) as f64;
-        let work_max = if nodes < 2 { f64::INFINITY } else { (share * SHARE_MAX).max(WORK_MIN) };
+        let (share, overfull) = spread(all.iter().map(|(_, load)| work(load)), nodes);
+        let work_max = if overfull == 0 { f64::INFINITY } else { (share * SHARE_MAX).max(WORK_MIN) };
         let mut wishes: Vec<(f64, Wish)> = Vec::new();
         for (partition, load) in all {
             let wish = self.wish(partition.id, load, work_max, now_ms);
             wishes.extend(wish.filter(|_| partition.is_at_rest()));
         }
         wishes.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        // One piece more for each node that would have too much; whether that is enough shows before the next ones.
+        let mut left = overfull;
+        let mut wishes: Vec<Wish> = wishes.into_iter().map(|(_, wish)| wish).collect();
+        wishes.retain(|wish| {
+            let granted = wish.halve == Halve::Bytes || left > 0;
+            left -= usize::from(granted && wish.halve == Halve::Work);
+            granted
+        });
         wishes.truncate(CUTS_PER_CALL_MAX);
-        let wishes: Vec<Wish> = wishes.into_iter().map(|(_, wish)| wish).collect();
         for wish in &wishes {
             self.calm_ms.entry(wish.partition).or_default()[wish.halve as usize] = now_ms + AGAIN_MS;
         }
@@ -112,13 +125,15 @@ impl Sizing {
             let wish = Wish { partition: id, halve: Halve::Bytes, why };
             return may(Halve::Bytes).then_some((load.bytes as f64 / self.split_bytes as f64, wish));
         }
-        let work = work(load);
+        let work = work(load) as f64;
         if work <= work_max {
             self.hot_ms.remove(&id);
             return None;
         }
         let since_ms = *self.hot_ms.entry(id).or_insert(now_ms);
-        let why = format!("leading it is the work of {work:.0} requests a second, and it is cut above {work_max:.0}");
+        let why = format!(
+            "leading it is the work of {work:.0} requests a second; leaders' work is uneven, and it is cut above {work_max:.0}"
+        );
         let wish = Wish { partition: id, halve: Halve::Work, why };
         (now_ms - since_ms >= HOT_MS && may(Halve::Work)).then_some((work / work_max, wish))
     }
@@ -138,8 +153,25 @@ impl Sizing {
 }
 
 /// What the leader of a partition does.
-const fn work(load: &PartitionLoad) -> f64 {
-    (load.leader_work() + load.member_work()) as f64
+const fn work(load: &PartitionLoad) -> u64 {
+    load.leader_work() + load.member_work()
+}
+
+/// A node's share of all work, and how many nodes would do more than [`SPREAD_MAX`] of it if leaders were placed as well
+/// as a simple rule can: each to the node that has least so far, the largest first (R. L. Graham, "Bounds on
+/// multiprocessing timing anomalies", 1969).
+fn spread(works: impl Iterator<Item = u64>, nodes: usize) -> (f64, usize) {
+    let mut works: Vec<u64> = works.collect();
+    works.sort_unstable_by_key(|work| Reverse(*work));
+    let share = works.iter().sum::<u64>() as f64 / nodes.max(1) as f64;
+    let mut held: BinaryHeap<Reverse<u64>> = std::iter::repeat_n(Reverse(0), nodes).collect();
+    for work in works {
+        if let Some(mut least) = held.peek_mut() {
+            least.0 += work;
+        }
+    }
+    let overfull = held.iter().filter(|held| held.0 as f64 > share * SPREAD_MAX).count();
+    (share, if nodes < 2 { 0 } else { overfull })
 }
 
 /// Why no cut halves the work.

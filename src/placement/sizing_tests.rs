@@ -60,7 +60,10 @@ fn what_is_asked_too_much_for_a_while_is_cut_if_there_is_another_node() {
     assert_eq!(sizing.plan(state.map(), &three, &calm, HOT_MS / 2), []);
     let wishes = sizing.plan(state.map(), &three, &told, HOT_MS);
     assert_eq!(partitions(&wishes), [(ids[0], Halve::Work)], "the other was calm in between");
-    assert_eq!(wishes[0].why, "leading it is the work of 30010 requests a second, and it is cut above 5000");
+    assert_eq!(
+        wishes[0].why,
+        "leading it is the work of 30010 requests a second; leaders' work is uneven, and it is cut above 5000"
+    );
     sizing.done(ids[0], ids[3], HOT_MS);
     let later = sizing.plan(state.map(), &three, &told, HOT_MS + AGAIN_MS - 1);
     assert_eq!(partitions(&later), [(ids[2], Halve::Work)]);
@@ -80,6 +83,30 @@ fn a_part_of_a_share_is_not_too_hot() {
     told.0.insert(ids[0], reads(228_000));
     sizing.plan(state.map(), &three, &told, 0);
     assert_eq!(partitions(&sizing.plan(state.map(), &three, &told, HOT_MS)), [(ids[0], Halve::Work)]);
+}
+
+#[test]
+fn work_that_can_be_spread_as_it_is_cuts_nothing() {
+    let even = |parts: &[u64], nodes| spread(parts.iter().copied(), nodes).1;
+    assert_eq!(even(&[100], 3), 1);
+    assert_eq!(even(&[50, 50], 3), 2, "two nodes would do everything");
+    assert_eq!(even(&[50, 25, 25], 3), 1);
+    assert_eq!(even(&[25; 4], 3), 1, "one would lead two of four");
+    assert_eq!(even(&[25, 25, 25, 13, 12], 3), 0, "three eighths are 1.125 shares");
+    assert_eq!(even(&[33, 33, 34], 3), 0);
+    assert_eq!(even(&[100], 1), 0, "nobody could take a part of it");
+    assert_eq!((even(&[], 3), even(&[], 0)), (0, 0));
+
+    let (state, ids) = world(3);
+    let (mut sizing, three) = (Sizing::new(64 * MIB), liveness(1..=3, &[]));
+    let told = loads(&[(ids[0], reads(50_000)), (ids[1], reads(50_000)), (ids[2], reads(50_000))]);
+    sizing.plan(state.map(), &three, &told, 0);
+    assert_eq!(sizing.plan(state.map(), &three, &told, HOT_MS), [], "each node can lead one of them");
+    let told =
+        loads(&[(ids[0], reads(50_000)), (ids[1], reads(50_000)), (ids[2], reads(49_000)), (ids[3], reads(49_500))]);
+    sizing.plan(state.map(), &three, &told, 2 * HOT_MS);
+    let wishes = sizing.plan(state.map(), &three, &told, 3 * HOT_MS);
+    assert_eq!(partitions(&wishes), [(ids[0], Halve::Work)], "one of four is enough for the one node with two");
 }
 
 #[test]
