@@ -12,6 +12,8 @@ pub mod internal {
     tonic::include_proto!("meridian.internal.v1");
 }
 
+pub mod rows;
+
 /// Descriptors of the public services, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/meridian_v1.bin"));
 

@@ -16,10 +16,14 @@ use crate::{
     key::{Layout, PartitionId, Span, printable},
     placement::Map,
     plant::{Bug, planted},
-    proto::v1::{self, batch_item, batch_item_reply, reply, request},
+    proto::{
+        rows,
+        v1::{self, batch_item, batch_item_reply, reply, request},
+    },
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream, stream::FuturesUnordered};
+use prost::Message as _;
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
@@ -78,6 +82,7 @@ impl Cursor {
         let share = if self.lanes > 1 { wanted / self.lanes * 5 / 4 + SHARE_SLACK } else { wanted };
         let request = v1::ScanRequest {
             range: Some(query::range_of_span(&ask.span)),
+            packed: true,
             page_rows: share.clamp(1, query::PAGE_ROWS_MAX as usize) as u32,
             ..self.request.clone()
         };
@@ -200,13 +205,17 @@ impl<C: Caller> Router<C> {
         }
         drop(flight);
         cursor.stitch.release();
-        reply.rows = page.rows;
         if let Some(mut rest) = cursor.stitch.rest() {
-            if let Some(row) = reply.rows.last().filter(|_| !cursor.reverse && planted(Bug::PageRepeatsRow)) {
+            if let Some(row) = page.rows.last().filter(|_| !cursor.reverse && planted(Bug::PageRepeatsRow)) {
                 rest.start = row.key.clone();
             }
             let position = Position { rest, limit: cursor.stitch.limit() };
             reply.next_page_token = page::encode(&cursor.query(), &position);
+        }
+        if cursor.request.packed {
+            reply.packed_rows = v1::PackedRows { rows: page.rows }.encode_to_vec().into();
+        } else {
+            reply.rows = page.rows;
         }
         Ok(reply)
     }
@@ -224,6 +233,9 @@ impl<C: Caller> Router<C> {
         let deadline = if skips { now + deadline.saturating_duration_since(now) / 2 } else { deadline };
         let result = self.read_part(space, &ask, op, deadline).await.and_then(|served| match served.result {
             reply::Result::Scan(mut part) => {
+                if !part.packed_rows.is_empty() {
+                    part.rows = rows::unpack(&part.packed_rows).map_err(|error| damaged(&error))?;
+                }
                 for cost in part.reads.iter_mut().filter_map(|read| read.scan.as_mut()) {
                     cost.attempts = served.attempts;
                     cost.took_us = now.elapsed().as_micros() as u64;
@@ -499,6 +511,10 @@ impl<C: Caller> Router<C> {
         };
         self.write_one(space, &key, op, deadline).await
     }
+}
+
+fn damaged(error: &prost::DecodeError) -> Error {
+    Error::new(Reason::Internal, format!("the rows of a page cannot be read: {error}"))
 }
 
 fn get_of(get: &v1::BatchGetRequest, index: usize) -> v1::GetRequest {

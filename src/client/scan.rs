@@ -186,11 +186,18 @@ impl Stitch {
             if full || !head.row || self.limit == Some(0) {
                 break;
             }
-            let row = self.cells[head.index].rows.pop_front().expect("its head is a row");
-            page.bytes += row.key.len() + row.value.len() + ROW_OVERHEAD_BYTES;
-            page.rows.push(row);
-            if let Some(limit) = &mut self.limit {
-                *limit -= 1;
+            // Whatever of this cell certainly comes before all others goes with it.
+            let rows = &mut self.cells[head.index].rows;
+            let mut next = rows.pop_front();
+            while let Some(row) = next {
+                page.bytes += row.key.len() + row.value.len() + ROW_OVERHEAD_BYTES;
+                page.rows.push(row);
+                if let Some(limit) = &mut self.limit {
+                    *limit -= 1;
+                }
+                let full = page.rows.len() >= rows_max || page.bytes >= bytes_max || self.limit == Some(0);
+                let goes_on = |row: &Row| !full && heads.peek().is_none_or(|other| other.follows(&row.key));
+                next = if rows.front().is_some_and(goes_on) { rows.pop_front() } else { None };
             }
             heads.extend(self.head(head.index));
         }
@@ -304,7 +311,9 @@ impl Stitch {
                 .with("asked", format!("{:?}", cell.span))
                 .with("covered", format!("{:?}", covered.span)));
         }
-        let inside = rows.iter().all(|row| cell.span.contains(&row.key) && covered.span.contains(&row.key));
+        // As they are sorted, the first and the last speak for all.
+        let mut ends = rows.first().into_iter().chain(rows.last());
+        let inside = ends.all(|row| cell.span.contains(&row.key) && covered.span.contains(&row.key));
         let sorted = rows.windows(2).all(|two| match self.reverse {
             false => two[0].key < two[1].key,
             true => two[0].key > two[1].key,
@@ -359,6 +368,13 @@ struct Head {
     key: Bytes,
     row: bool,
     index: usize,
+}
+
+impl Head {
+    /// Whether it certainly comes after a row of another cell.
+    fn follows(&self, key: &Bytes) -> bool {
+        if self.reverse { !self.unbounded && self.key < *key } else { *key < self.key }
+    }
 }
 
 impl Ord for Head {

@@ -11,7 +11,7 @@
 //!   been forgotten is refused, never guessed;
 //! * what decides in apply (layout, span, session limits) is part of the replicated state, never of a node's own
 //!   configuration: replicas would part otherwise;
-//! * no row keeps a received buffer alive: keys and values are copied out when they are stored (see [`Row`]).
+//! * no row keeps a received buffer alive: keys and values are copied when they are stored.
 
 mod bounds;
 mod codec;
@@ -35,4 +35,4 @@ pub use scan::{Page, SCAN_LOOKED_MAX, ScanSpec};
 pub use session::{SESSION_AHEAD_MAX_MS, SessionLimits};
 pub use snapshot::{FREEZE_LOOKED_MAX, Restore, SnapshotError};
 pub use store::{Store, StoreConfig};
-pub use table::Row;
+pub use table::{Row, RowRef};

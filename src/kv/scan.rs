@@ -2,10 +2,10 @@
 
 use super::bounds::{NotOwned, Part};
 use super::store::Store;
-use super::table::Row;
+use super::table::RowRef;
 use crate::key::{Span, Tokens, successor};
 use crate::plant::{Bug, planted};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 /// Most rows that one page looks at, whatever it is asked for: readers hold writers up for no longer.
 pub const SCAN_LOOKED_MAX: u64 = 65_536;
@@ -30,14 +30,13 @@ pub struct ScanSpec {
     pub count_only: bool,
 }
 
-/// One page.
+/// What a page speaks for; its rows were given out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Page {
-    /// Keys and rows, in the order asked for; the value is empty if only keys were asked for. The keys of a page share one
-    /// allocation.
-    pub rows: Vec<(Bytes, Row)>,
-    /// Rows returned or counted.
+    /// Rows given out or counted.
     pub count: u64,
+    /// Bytes of their keys, and of their values if those were given out.
+    pub bytes: u64,
     /// Rows looked at for that.
     pub looked: u64,
     /// Interval of keys that was completely looked at; begins at the leading edge of the asked span.
@@ -49,7 +48,8 @@ pub struct Page {
 }
 
 impl Store {
-    /// Reads a page: the rows of the part of `spec.span` that lies in this partition, up to the limits.
+    /// Reads a page: gives the rows of the part of `spec.span` that lies in this partition to `take`, up to the limits
+    /// and in the order asked for; with an empty value if only keys were asked for.
     ///
     /// Ordered layout: the leading edge (the start; the end, if `reverse`) must be owned; the page ends at the
     /// partition's other end at the latest. Hashed layout: rows of the owned tokens only. `covered` says which
@@ -57,11 +57,10 @@ impl Store {
     ///
     /// # Errors
     /// When the leading edge, or every token asked for, lies in another partition.
-    pub fn scan(&self, spec: &ScanSpec) -> Result<Page, NotOwned> {
+    pub fn scan(&self, spec: &ScanSpec, mut take: impl FnMut(&[u8], RowRef<'_>)) -> Result<Page, NotOwned> {
         let part = self.bounds().part(&spec.span, spec.tokens, spec.reverse)?;
         let covered = if planted(Bug::PageBeyondBounds) { spec.span.clone() } else { part.span.clone() };
-        let mut page =
-            Page { rows: Vec::new(), count: 0, looked: 0, covered, covered_tokens: part.tokens, more: false };
+        let mut page = Page { count: 0, bytes: 0, looked: 0, covered, covered_tokens: part.tokens, more: false };
         if part.span.is_empty() {
             return Ok(page);
         }
@@ -72,9 +71,9 @@ impl Store {
         }
         let rows = self.table().range(&part.span);
         let cut = if spec.reverse {
-            page.fill(spec, &part, rows.rev().skip(usize::from(planted(Bug::ReverseSkipsFirst))))
+            page.fill(spec, &part, rows.rev().skip(usize::from(planted(Bug::ReverseSkipsFirst))), &mut take)
         } else {
-            page.fill(spec, &part, rows)
+            page.fill(spec, &part, rows, &mut take)
         };
         if let Some(last) = cut {
             page.more = true;
@@ -94,58 +93,30 @@ impl Page {
         &mut self,
         spec: &ScanSpec,
         part: &Part,
-        rows: impl Iterator<Item = (&'a [u8], &'a Row)>,
-    ) -> Option<&'a [u8]> {
-        let mut taken = Taken::default();
-        let cut = self.take(spec, part, rows, &mut taken);
-        self.rows = taken.into_rows();
-        cut
-    }
-
-    fn take<'a>(
-        &mut self,
-        spec: &ScanSpec,
-        part: &Part,
-        rows: impl Iterator<Item = (&'a [u8], &'a Row)>,
-        taken: &mut Taken,
+        rows: impl Iterator<Item = (&'a [u8], RowRef<'a>)>,
+        take: &mut impl FnMut(&[u8], RowRef<'_>),
     ) -> Option<&'a [u8]> {
         let rows_max = spec.rows_max.max(1);
-        let mut bytes = 0;
         let mut last = None;
         for (key, row) in rows {
             if self.looked == SCAN_LOOKED_MAX {
                 return last;
             }
             if part.wants(key) {
-                bytes += (key.len() + if spec.keys_only { 0 } else { row.value.len() }) as u64;
+                let value = if spec.keys_only { &[] } else { row.value };
+                let bytes = self.bytes + (key.len() + value.len()) as u64;
                 let full = self.count == rows_max || (bytes > spec.bytes_max && self.count > 0 && !spec.count_only);
                 if full {
                     return if planted(Bug::PageSkipsRow) { Some(key) } else { last };
                 }
-                self.count += 1;
+                (self.count, self.bytes) = (self.count + 1, bytes);
                 if !spec.count_only {
-                    let value = if spec.keys_only { Bytes::new() } else { row.value.clone() };
-                    taken.keys.extend_from_slice(key);
-                    taken.rows.push((key.len(), Row { value, version: row.version }));
+                    take(key, RowRef { value, ..row });
                 }
             }
             self.looked += 1;
             last = Some(key);
         }
         None
-    }
-}
-
-/// Rows of a page in the making: their keys behind each other, with the length of each.
-#[derive(Default)]
-struct Taken {
-    keys: BytesMut,
-    rows: Vec<(usize, Row)>,
-}
-
-impl Taken {
-    fn into_rows(self) -> Vec<(Bytes, Row)> {
-        let mut keys = self.keys.freeze();
-        self.rows.into_iter().map(|(len, row)| (keys.split_to(len), row)).collect()
     }
 }

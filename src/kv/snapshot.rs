@@ -12,7 +12,7 @@ use super::bounds::Bounds;
 use super::codec::{DecodeError, Reader, Sink, put_span, put_u64, put_varint};
 use super::session::{Clients, SessionLimits, Sessions};
 use super::store::Store;
-use super::table::{Row, Table};
+use super::table::{Packed, Table};
 use crate::key::{Layout, Span, Version};
 use crate::plant::{Bug, planted};
 use bytes::Bytes;
@@ -205,7 +205,7 @@ pub struct Restore {
     crc: u32,
     kind: u8,
     header: Option<Header>,
-    rows: Vec<(Box<[u8]>, Row)>,
+    rows: Vec<Packed>,
     end: Option<(u64, u64)>,
 }
 
@@ -349,19 +349,19 @@ impl Header {
     }
 }
 
-fn take_row(reader: &mut Reader<'_>, bounds: &Bounds, rows: &mut Vec<(Box<[u8]>, Row)>) -> Result<(), DecodeError> {
+fn take_row(reader: &mut Reader<'_>, bounds: &Bounds, rows: &mut Vec<Packed>) -> Result<(), DecodeError> {
     if reader.u8()? != 0 {
         return reader.fail("a row with unknown flags");
     }
     let version = reader.u64()?;
     let key = reader.bytes()?;
-    let value = Bytes::copy_from_slice(reader.bytes()?);
-    if rows.last().is_some_and(|(before, _)| **before >= *key) {
+    let value = reader.bytes()?;
+    if rows.last().is_some_and(|before| before.key() >= key) {
         return reader.fail("rows out of order");
     }
     if !bounds.holds(key) {
         return reader.fail("a row that lies outside of the partition");
     }
-    rows.push((key.into(), Row { value, version }));
+    rows.push(Packed::new(key, value, version));
     Ok(())
 }

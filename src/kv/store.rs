@@ -6,7 +6,7 @@ use super::command::{Action, Command, Condition, Item, Op, Write};
 use super::reply::{Answer, Deleted, Done, Refusal, Reply, Written};
 use super::session::{SessionLimits, Sessions};
 use super::snapshot::Freeze;
-use super::table::{Row, Table};
+use super::table::{Packed, Row, RowRef, Table};
 use crate::key::{Layout, Span, Tokens, Version};
 use crate::plant::{Bug, planted};
 use bytes::Bytes;
@@ -191,7 +191,7 @@ impl Store {
             Condition::Absent => row.is_none(),
             Condition::Present => row.is_some(),
             Condition::Version(version) => row.is_some_and(|row| row.version == *version),
-            Condition::Value(value) => row.is_some_and(|row| row.value == *value),
+            Condition::Value(value) => row.is_some_and(|row| row.value == value.as_ref()),
         };
         if !met && !planted(Bug::ConditionIgnored) {
             return Ok(None);
@@ -205,7 +205,7 @@ impl Store {
             Action::Increment { delta } => {
                 let number = match row {
                     None => 0,
-                    Some(row) => number_of(&row.value).ok_or_else(|| Refusal::NotANumber { key: key() })?,
+                    Some(row) => number_of(row.value).ok_or_else(|| Refusal::NotANumber { key: key() })?,
                 };
                 Step::Increment(number.checked_add(*delta).ok_or_else(|| Refusal::NumberOverflow { key: key() })?)
             }
@@ -214,18 +214,16 @@ impl Store {
 
     fn take(&mut self, item: &Item, step: Step, version: Version) -> Written {
         let (before, number) = match step {
-            Step::Put(value) => {
-                let value = Bytes::copy_from_slice(&value);
-                (self.table.put(&item.key, Row { value, version }), None)
-            }
+            Step::Put(value) => (self.table.put(Packed::new(&item.key, &value, version)), None),
             Step::Delete => (self.table.remove(&item.key), None),
             Step::Increment(number) => {
-                let value = number.to_string().into_bytes().into_boxed_slice().into();
-                (self.table.put(&item.key, Row { value, version }), Some(number))
+                let row = Packed::new(&item.key, number.to_string().as_bytes(), version);
+                (self.table.put(row), Some(number))
             }
         };
         let existed = before.is_some();
-        Written { applied: true, version, existed, previous: before.filter(|_| item.return_previous), number }
+        let previous = before.filter(|_| item.return_previous).map(|before| before.row().to_row());
+        Written { applied: true, version, existed, previous, number }
     }
 
     fn unmet(&self, item: &Item) -> Written {
@@ -234,7 +232,7 @@ impl Store {
             applied: false,
             version: row.map_or(0, |row| row.version),
             existed: row.is_some(),
-            previous: row.filter(|_| item.return_previous).cloned(),
+            previous: row.filter(|_| item.return_previous).as_ref().map(RowRef::to_row),
             number: None,
         }
     }
@@ -269,10 +267,11 @@ impl Store {
     /// When the key lies in another partition.
     pub fn get(&self, key: &Bytes) -> Result<Option<Row>, NotOwned> {
         match self.bounds.check(key) {
-            Err(_) if self.bounds.holds(key) && planted(Bug::SealIgnoredAtRead) => Ok(self.table.get(key).cloned()),
-            Err(refusal) if !planted(Bug::BoundsIgnoredAtRead) => Err(refusal),
-            _ => Ok(self.table.get(key).cloned()),
+            Err(_) if self.bounds.holds(key) && planted(Bug::SealIgnoredAtRead) => {}
+            Err(refusal) if !planted(Bug::BoundsIgnoredAtRead) => return Err(refusal),
+            _ => {}
         }
+        Ok(self.table.get(key).as_ref().map(RowRef::to_row))
     }
 
     /// Number of rows.

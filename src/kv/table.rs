@@ -1,10 +1,9 @@
 //! The rows of a partition, and their state as of a freeze while writes go on.
 //!
-//! Memory: a key is its bytes and 16 more, a value its bytes and 40 more with its version, in tree nodes. Both are
-//! copied into allocations of their own when they are stored, always: what arrives is a slice of a Raft entry, which
-//! may itself be a slice of a frame of several megabytes, and a [`Bytes`] cannot tell how much it keeps alive. A copy
-//! of a large value costs less than its way here; a small one needs an allocation anyway. [`Table::bytes`] is
-//! therefore what rows really hold.
+//! Memory: a row is one allocation of its key, its value and [`HEADER_BYTES`], and 16 bytes in a tree node. It is copied
+//! there when it is stored and copied out when it is read: what arrives is a slice of a Raft entry, which may itself be a
+//! slice of a frame of several megabytes and would be kept alive as a whole; what leaves is copied into an answer anyway.
+//! Counting references would cost 32 bytes per row and a cache miss per read more.
 //!
 //! Invariant: while frozen, `undo` holds, for every key after the cursor whose row has changed, that row as it was.
 
@@ -14,13 +13,13 @@ use crate::{
     plant::{Bug, planted},
 };
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
 use std::ops::Bound::{Excluded, Unbounded};
 
 /// A row without its key.
-///
-/// The value is an allocation of its own, shared by everyone who reads it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Row {
     /// The value.
@@ -29,18 +28,106 @@ pub struct Row {
     pub version: Version,
 }
 
-impl Row {
+/// A row without its key, where it lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RowRef<'a> {
+    /// The value.
+    pub value: &'a [u8],
+    /// Version of the row's last write.
+    pub version: Version,
+}
+
+impl RowRef<'_> {
+    /// A copy that stays when the row changes.
+    #[must_use]
+    pub fn to_row(&self) -> Row {
+        Row { value: Bytes::copy_from_slice(self.value), version: self.version }
+    }
+
     /// A number that differs between different rows.
     fn digest(&self, key: &[u8]) -> u64 {
-        let (key, value) = (crc32fast::hash(key), crc32fast::hash(&self.value));
+        let (key, value) = (crc32fast::hash(key), crc32fast::hash(self.value));
         mix(mix((u64::from(key) << 32) | u64::from(value)) ^ self.version)
+    }
+}
+
+/// Bytes of a packed row besides its key and its value.
+const HEADER_BYTES: usize = VERSION_BYTES + KEY_LENGTH_BYTES;
+const VERSION_BYTES: usize = size_of::<Version>();
+const KEY_LENGTH_BYTES: usize = size_of::<u32>();
+
+/// A row in one piece: version, length of the key, key, value. Ordered by its key, and found by it.
+#[derive(Clone, Debug)]
+pub(super) struct Packed(Box<[u8]>);
+
+impl Packed {
+    pub(super) fn new(key: &[u8], value: &[u8], version: Version) -> Self {
+        let key_length = u32::try_from(key.len()).expect("keys are limited to 64 KiB");
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + key.len() + value.len());
+        bytes.extend_from_slice(&version.to_le_bytes());
+        bytes.extend_from_slice(&key_length.to_le_bytes());
+        bytes.extend_from_slice(key);
+        bytes.extend_from_slice(value);
+        Self(bytes.into_boxed_slice())
+    }
+
+    pub(super) fn key(&self) -> &[u8] {
+        self.parts().0
+    }
+
+    pub(super) fn row(&self) -> RowRef<'_> {
+        self.parts().1
+    }
+
+    fn parts(&self) -> (&[u8], RowRef<'_>) {
+        const WHY: &str = "it was made with a header";
+        let (version, rest) = self.0.split_first_chunk::<VERSION_BYTES>().expect(WHY);
+        let (key_length, rest) = rest.split_first_chunk::<KEY_LENGTH_BYTES>().expect(WHY);
+        let (key, value) = rest.split_at(u32::from_le_bytes(*key_length) as usize);
+        (key, RowRef { value, version: Version::from_le_bytes(*version) })
+    }
+
+    /// What it counts: its key and its value.
+    fn size(&self) -> u64 {
+        (self.0.len() - HEADER_BYTES) as u64
+    }
+
+    fn digest(&self) -> u64 {
+        let (key, row) = self.parts();
+        row.digest(key)
+    }
+}
+
+impl Borrow<[u8]> for Packed {
+    fn borrow(&self) -> &[u8] {
+        self.key()
+    }
+}
+
+impl PartialEq for Packed {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Packed {}
+
+impl PartialOrd for Packed {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Packed {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(other.key())
     }
 }
 
 /// Rows in key order.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    rows: BTreeMap<Box<[u8]>, Row>,
+    rows: BTreeSet<Packed>,
     bytes: u64,
     digest: u64,
     undo: Option<Undo>,
@@ -52,7 +139,7 @@ struct Undo {
     /// The last key already given out; `None`: none yet.
     cursor: Option<Box<[u8]>>,
     /// Rows after the cursor that have changed since, as they were; `None`: there was none.
-    rows: BTreeMap<Box<[u8]>, Option<Row>>,
+    rows: BTreeMap<Box<[u8]>, Option<Packed>>,
 }
 
 impl Undo {
@@ -63,11 +150,11 @@ impl Undo {
 
 impl Table {
     /// A table of rows in strictly ascending order of keys.
-    pub(super) fn from_ascending(rows: Vec<(Box<[u8]>, Row)>) -> Self {
+    pub(super) fn from_ascending(rows: Vec<Packed>) -> Self {
         let mut table = Self::default();
-        for (key, row) in &rows {
-            table.bytes += size(key, row);
-            table.digest = table.digest.wrapping_add(row.digest(key));
+        for row in &rows {
+            table.bytes += row.size();
+            table.digest = table.digest.wrapping_add(row.digest());
         }
         // Collecting a sorted vector fills the nodes of the tree; inserting one by one would leave them half empty.
         table.rows = rows.into_iter().collect();
@@ -86,38 +173,45 @@ impl Table {
         self.digest
     }
 
-    pub(super) fn get(&self, key: &[u8]) -> Option<&Row> {
-        self.rows.get(key)
+    pub(super) fn get(&self, key: &[u8]) -> Option<RowRef<'_>> {
+        self.rows.get(key).map(Packed::row)
     }
 
     /// The rows of a span that is not empty.
-    pub(super) fn range(&self, span: &Span) -> impl DoubleEndedIterator<Item = (&[u8], &Row)> {
-        self.rows.range::<[u8], _>(span.bounds()).map(|(key, row)| (key.as_ref(), row))
+    pub(super) fn range(&self, span: &Span) -> impl DoubleEndedIterator<Item = (&[u8], RowRef<'_>)> {
+        self.rows.range::<[u8], _>(span.bounds()).map(Packed::parts)
     }
 
     /// Stores a row; the row that it replaces.
-    pub(super) fn put(&mut self, key: &[u8], row: Row) -> Option<Row> {
-        self.bytes += size(key, &row);
-        self.digest = self.digest.wrapping_add(row.digest(key));
-        let before = match self.rows.get_mut(key) {
-            Some(place) => Some(std::mem::replace(place, row)),
-            None => self.rows.insert(key.into(), row),
-        };
-        self.changed(key, before.as_ref());
+    pub(super) fn put(&mut self, row: Packed) -> Option<Packed> {
+        self.bytes += row.size();
+        self.digest = self.digest.wrapping_add(row.digest());
+        if self.undo.is_none() {
+            let before = self.rows.replace(row)?;
+            self.gone(&before);
+            return Some(before);
+        }
+        let key: Box<[u8]> = row.key().into();
+        let before = self.rows.replace(row);
+        self.changed(&key, before.as_ref());
         before
     }
 
     /// Removes a row.
-    pub(super) fn remove(&mut self, key: &[u8]) -> Option<Row> {
-        let before = self.rows.remove(key)?;
+    pub(super) fn remove(&mut self, key: &[u8]) -> Option<Packed> {
+        let before = self.rows.take(key)?;
         self.changed(key, Some(&before));
         Some(before)
     }
 
-    fn changed(&mut self, key: &[u8], before: Option<&Row>) {
+    fn gone(&mut self, before: &Packed) {
+        self.bytes -= before.size();
+        self.digest = self.digest.wrapping_sub(before.digest());
+    }
+
+    fn changed(&mut self, key: &[u8], before: Option<&Packed>) {
         if let Some(row) = before {
-            self.bytes -= size(key, row);
-            self.digest = self.digest.wrapping_sub(row.digest(key));
+            self.gone(row);
         }
         if let Some(undo) = &mut self.undo
             && undo.needs(key)
@@ -133,21 +227,21 @@ impl Table {
             Layout::Ordered => self.rows.split_off(at),
             Layout::Hashed => {
                 let rows = std::mem::take(&mut self.rows).into_iter();
-                let (left, right): (Vec<_>, Vec<_>) = rows.partition(|(key, _)| *position_of_token(token(key)) < *at);
+                let (left, right): (Vec<_>, Vec<_>) = rows.partition(|row| *position_of_token(token(row.key())) < *at);
                 self.rows = left.into_iter().collect();
                 right.into_iter().collect()
             }
         };
-        for (key, row) in &right {
-            self.changed(key, Some(row));
+        for row in &right {
+            self.changed(row.key(), Some(row));
         }
         Self::from_ascending(right.into_iter().collect())
     }
 
     /// Takes all rows of another table, whose keys are others.
     pub(super) fn extend(&mut self, other: Self) {
-        for (key, row) in other.rows {
-            self.put(&key, row);
+        for row in other.rows {
+            self.put(row);
         }
     }
 
@@ -172,7 +266,7 @@ impl Table {
         let (mut written, mut looked) = (0, 0);
         let mut reached: Option<&[u8]> = None;
         for (key, row) in frozen_rows(&self.rows, undo) {
-            let needed = row.map_or(0, |row| size(key, row) as usize);
+            let needed = row.map_or(0, |row| key.len() + row.value.len());
             if looked == looked_max || (written > 0 && out.len() + needed > bytes_max) {
                 break;
             }
@@ -196,35 +290,27 @@ impl Table {
 }
 
 /// The rows after the cursor as of the freeze; `None` for a key that had none.
-fn frozen_rows<'a>(
-    rows: &'a BTreeMap<Box<[u8]>, Row>,
-    undo: &'a Undo,
-) -> impl Iterator<Item = (&'a [u8], Option<&'a Row>)> {
+fn frozen_rows<'a>(rows: &'a BTreeSet<Packed>, undo: &'a Undo) -> impl Iterator<Item = (&'a [u8], Option<RowRef<'a>>)> {
     let after = (undo.cursor.as_deref().map_or(Unbounded, Excluded), Unbounded);
-    let mut live: Peekable<_> = rows.range::<[u8], _>(after).peekable();
+    let mut live: Peekable<_> = rows.range::<[u8], _>(after).map(Packed::parts).peekable();
     let mut saved: Peekable<_> = undo.rows.range::<[u8], _>(after).peekable();
     std::iter::from_fn(move || match (live.peek(), saved.peek()) {
-        (Some((key, _)), Some((changed, _))) if key < changed => live.next().map(|(key, row)| (&**key, Some(row))),
-        (Some(_), None) => live.next().map(|(key, row)| (&**key, Some(row))),
-        (live_key, Some((changed, _))) => {
-            if live_key.is_some_and(|(key, _)| key == changed) {
+        (Some((key, _)), Some((changed, _))) if *key < &***changed => live.next().map(|(key, row)| (key, Some(row))),
+        (Some(_), None) => live.next().map(|(key, row)| (key, Some(row))),
+        (live_row, Some((changed, _))) => {
+            if live_row.is_some_and(|(key, _)| *key == &***changed) {
                 live.next();
             }
-            saved.next().map(|(key, row)| (&**key, row.as_ref()))
+            saved.next().map(|(key, row)| (&**key, row.as_ref().map(Packed::row)))
         }
         (None, None) => None,
     })
 }
 
-/// What a row counts: its key and its value.
-fn size(key: &[u8], row: &Row) -> u64 {
-    (key.len() + row.value.len()) as u64
-}
-
 /// A row of a snapshot: flags (none yet), version, key, value.
-fn encode_row(key: &[u8], row: &Row, out: &mut Vec<u8>) {
+fn encode_row(key: &[u8], row: RowRef<'_>, out: &mut Vec<u8>) {
     out.put(&[0]);
     put_u64(out, row.version);
     put_bytes(out, key);
-    put_bytes(out, &row.value);
+    put_bytes(out, row.value);
 }

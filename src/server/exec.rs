@@ -22,7 +22,7 @@ use crate::{
     node::{Node, Partition, Written, config::Limits},
     placement::load::ROW_LOOKED_BYTES,
     plant::{Bug, planted},
-    proto::v1,
+    proto::{rows, v1},
     raft::LogPosition,
     telemetry,
 };
@@ -310,21 +310,19 @@ impl Call<'_> {
             keys_only: scan.keys_only,
             count_only: false,
         };
-        let (page, mut read) = self.at(&point, |store| store.scan(&spec));
-        let page = self.owned(&point, page)?;
-        let bytes: u64 = page.rows.iter().map(|(key, row)| key.len() as u64 + value_bytes(row)).sum();
-        self.partition.counters().read(&spec.span.start, bytes.max(page.looked * ROW_LOOKED_BYTES));
-        let (rows, rows_scanned) = (page.rows.len() as u64, page.looked);
-        read.scan = Some(v1::ScanCost { rows, rows_scanned, bytes, ..Default::default() });
-        metrics::counter!(telemetry::SCAN_ROWS_RETURNED_TOTAL).increment(page.rows.len() as u64);
-        let rows = page.rows.into_iter().map(|(key, row)| v1::Row { key, value: row.value, version: row.version });
-        Ok(v1::ScanReply {
-            rows: rows.collect(),
-            next_page_token: Bytes::new(),
-            reads: vec![read],
-            missing: Vec::new(),
-            covered: Some(convert::covered_to_pb(&page.covered, page.covered_tokens)),
-        })
+        let (page, mut read) = self.at(&point, |store| pack(store, &spec));
+        let (page, packed) = self.owned(&point, page)?;
+        self.partition.counters().read(&spec.span.start, page.bytes.max(page.looked * ROW_LOOKED_BYTES));
+        let (rows, rows_scanned) = (page.count, page.looked);
+        read.scan = Some(v1::ScanCost { rows, rows_scanned, bytes: page.bytes, ..Default::default() });
+        metrics::counter!(telemetry::SCAN_ROWS_RETURNED_TOTAL).increment(rows);
+        let covered = Some(convert::covered_to_pb(&page.covered, page.covered_tokens));
+        let reply = v1::ScanReply { reads: vec![read], covered, ..Default::default() };
+        if scan.packed {
+            return Ok(v1::ScanReply { packed_rows: packed, ..reply });
+        }
+        let rows = rows::unpack(&packed).expect("they were just packed");
+        Ok(v1::ScanReply { rows, ..reply })
     }
 
     async fn count(&self, count: v1::CountRequest, tokens: Option<Tokens>) -> Result<v1::CountReply, Error> {
@@ -339,7 +337,7 @@ impl Call<'_> {
             keys_only: true,
             count_only: true,
         };
-        let (page, read) = self.at(&point, |store| store.scan(&spec));
+        let (page, read) = self.at(&point, |store| store.scan(&spec, |_, _| {}));
         let page = self.owned(&point, page)?;
         self.partition.counters().read(&spec.span.start, page.looked * ROW_LOOKED_BYTES);
         let covered = convert::covered_to_pb(&page.covered, page.covered_tokens);
@@ -444,6 +442,15 @@ impl Infos<'_> {
         self.last = Some(info.clone());
         v1::WriteInfo { session_token, ..info }
     }
+}
+
+/// A page, and its rows as the bytes that are sent.
+fn pack(store: &kv::Store, spec: &ScanSpec) -> Result<(kv::Page, Bytes), kv::NotOwned> {
+    let row_bytes = store.bytes() / store.rows().max(1) + rows::ROW_OVERHEAD_BYTES as u64;
+    let room = (spec.rows_max.min(store.rows()) * row_bytes).min(PAGE_BYTES_MAX);
+    let mut packer = rows::Packer::with_capacity(room as usize);
+    let page = store.scan(spec, |key, row| packer.push(key, row.value, row.version))?;
+    Ok((page, packer.finish()))
 }
 
 fn value_bytes(row: &kv::Row) -> u64 {

@@ -105,7 +105,22 @@ fn rows(store: &Store) -> Vec<(Bytes, Row)> {
         Layout::Ordered => Span { start, end: store.span().end.clone() },
         Layout::Hashed => Span::all(),
     };
-    store.scan(&everything(span)).unwrap().rows
+    look(store, &everything(span)).unwrap().rows
+}
+
+/// A page and its rows.
+#[derive(Debug)]
+struct Seen {
+    page: Page,
+    rows: Vec<(Bytes, Row)>,
+}
+
+fn look(store: &Store, spec: &ScanSpec) -> Result<Seen, NotOwned> {
+    let mut rows = Vec::new();
+    let page = store.scan(spec, |key, row| rows.push((Bytes::copy_from_slice(key), row.to_row())))?;
+    let bytes: usize = rows.iter().map(|(key, row)| key.len() + row.value.len()).sum();
+    assert!(spec.count_only || (page.count, page.bytes) == (rows.len() as u64, bytes as u64), "{page:?} {rows:?}");
+    Ok(Seen { page, rows })
 }
 
 fn everything(span: Span) -> ScanSpec {

@@ -11,39 +11,39 @@ fn abc() -> Log {
     log
 }
 
-fn keys(page: &Page) -> Vec<&str> {
-    page.rows.iter().map(|(key, _)| std::str::from_utf8(key).unwrap()).collect()
+fn keys(seen: &Seen) -> Vec<&str> {
+    seen.rows.iter().map(|(key, _)| std::str::from_utf8(key).unwrap()).collect()
 }
 
 #[test]
 fn a_page_ends_right_after_its_last_row() {
     let log = abc();
-    let page = log.store.scan(&ScanSpec { rows_max: 2, ..everything(span("a", None)) }).unwrap();
-    assert_eq!(keys(&page), ["a", "b"]);
-    assert!(page.more);
-    assert_eq!(page.covered, Span::new("a".into(), Some("b\0".into())));
-    let page = log.store.scan(&ScanSpec { rows_max: 2, reverse: true, ..everything(span("a", Some("d"))) }).unwrap();
-    assert_eq!(keys(&page), ["c", "b"]);
-    assert!(page.more);
-    assert_eq!(page.covered, span("b", Some("d")));
+    let seen = look(&log.store, &ScanSpec { rows_max: 2, ..everything(span("a", None)) }).unwrap();
+    assert_eq!(keys(&seen), ["a", "b"]);
+    assert!(seen.page.more);
+    assert_eq!(seen.page.covered, Span::new("a".into(), Some("b\0".into())));
+    let seen = look(&log.store, &ScanSpec { rows_max: 2, reverse: true, ..everything(span("a", Some("d"))) }).unwrap();
+    assert_eq!(keys(&seen), ["c", "b"]);
+    assert!(seen.page.more);
+    assert_eq!(seen.page.covered, span("b", Some("d")));
 }
 
 #[test]
 fn the_last_page_covers_up_to_the_partitions_end_and_says_so() {
     let log = abc();
-    let page = log.store.scan(&ScanSpec { rows_max: 4, ..everything(span("a", None)) }).unwrap();
-    assert_eq!((page.more, page.count), (false, 4));
-    assert_eq!(page.covered, span("a", Some("m")));
-    let page = log.store.scan(&ScanSpec { reverse: true, ..everything(span("", Some("m"))) }).unwrap();
-    assert_eq!(keys(&page), ["d", "c", "b", "a"]);
-    assert_eq!(page.covered, span("a", Some("m")));
+    let seen = look(&log.store, &ScanSpec { rows_max: 4, ..everything(span("a", None)) }).unwrap();
+    assert_eq!((seen.page.more, seen.page.count), (false, 4));
+    assert_eq!(seen.page.covered, span("a", Some("m")));
+    let seen = look(&log.store, &ScanSpec { reverse: true, ..everything(span("", Some("m"))) }).unwrap();
+    assert_eq!(keys(&seen), ["d", "c", "b", "a"]);
+    assert_eq!(seen.page.covered, span("a", Some("m")));
 }
 
 #[test]
 fn bytes_cut_a_page_but_never_the_first_row() {
     let log = abc();
     let keys_at = |bytes_max, keys_only| {
-        log.store.scan(&ScanSpec { bytes_max, keys_only, ..everything(span("a", None)) }).unwrap().rows.len()
+        look(&log.store, &ScanSpec { bytes_max, keys_only, ..everything(span("a", None)) }).unwrap().rows.len()
     };
     assert_eq!(keys_at(12, false), 2);
     assert_eq!(keys_at(11, false), 1);
@@ -54,7 +54,7 @@ fn bytes_cut_a_page_but_never_the_first_row() {
 #[test]
 fn a_leading_edge_that_lies_elsewhere_is_refused() {
     let log = abc();
-    let scan = |span, reverse| log.store.scan(&ScanSpec { reverse, ..everything(span) });
+    let scan = |span, reverse| look(&log.store, &ScanSpec { reverse, ..everything(span) });
     assert!(scan(span("", None), false).is_err());
     assert!(scan(span("m", None), false).is_err());
     assert!(scan(span("b", None), true).is_err());
@@ -63,7 +63,7 @@ fn a_leading_edge_that_lies_elsewhere_is_refused() {
     assert!(scan(span("", Some("a\0")), true).is_ok());
     assert!(scan(span("l", Some("z")), false).is_ok());
     let empty = scan(span("z", Some("z")), false).unwrap();
-    assert!(empty.rows.is_empty() && !empty.more && empty.covered == span("z", Some("z")));
+    assert!(empty.rows.is_empty() && !empty.page.more && empty.page.covered == span("z", Some("z")));
     let inverted = scan(Span { start: "c".into(), end: Some("b".into()) }, true).unwrap();
     assert!(inverted.rows.is_empty());
 }
@@ -71,13 +71,13 @@ fn a_leading_edge_that_lies_elsewhere_is_refused() {
 #[test]
 fn counting_counts_and_moves_nothing() {
     let log = abc();
-    let count = |span| log.store.scan(&ScanSpec { count_only: true, ..everything(span) }).unwrap();
+    let count = |span| look(&log.store, &ScanSpec { count_only: true, ..everything(span) }).unwrap();
     let whole = count(span("a", None));
-    assert_eq!((whole.count, whole.rows.len(), whole.more), (4, 0, false));
-    assert_eq!(whole.covered, span("a", Some("m")));
-    assert_eq!(count(span("b", Some("d"))).count, 2);
-    let cut = log.store.scan(&ScanSpec { count_only: true, rows_max: 1, ..everything(span("b", None)) }).unwrap();
-    assert_eq!((cut.count, cut.more, cut.covered), (1, true, Span::new("b".into(), Some("b\0".into()))));
+    assert_eq!((whole.page.count, whole.rows.len(), whole.page.more), (4, 0, false));
+    assert_eq!(whole.page.covered, span("a", Some("m")));
+    assert_eq!(count(span("b", Some("d"))).page.count, 2);
+    let cut = look(&log.store, &ScanSpec { count_only: true, rows_max: 1, ..everything(span("b", None)) }).unwrap();
+    assert_eq!((cut.page.count, cut.page.more, cut.page.covered), (1, true, Span::new("b".into(), Some("b\0".into()))));
 }
 
 #[test]
@@ -87,10 +87,10 @@ fn a_page_that_finds_nothing_still_gets_on() {
     log.command((0..SCAN_LOOKED_MAX + 10).map(write).collect());
     let only = Tokens { first: 5, last: 5 };
     let mut spec = ScanSpec { tokens: Some(only), ..everything(Span::all()) };
-    let page = log.store.scan(&spec).unwrap();
-    assert!(page.rows.is_empty() && page.more);
-    spec.span.start = page.covered.end.unwrap();
-    assert!(!log.store.scan(&spec).unwrap().more);
+    let seen = look(&log.store, &spec).unwrap();
+    assert!(seen.rows.is_empty() && seen.page.more);
+    spec.span.start = seen.page.covered.end.unwrap();
+    assert!(!look(&log.store, &spec).unwrap().page.more);
 }
 
 /// Partitions that tile the order, cut at these positions.
@@ -112,19 +112,19 @@ fn fill(tiles: &mut [Log], keys: &[Bytes]) -> std::collections::BTreeSet<Bytes> 
 }
 
 /// Reads `span` page by page, each beginning where the one before ended.
-fn stitch(mut next: impl FnMut(&Span) -> Page, span: &Span, reverse: bool) -> Vec<Bytes> {
+fn stitch(mut next: impl FnMut(&Span) -> Seen, span: &Span, reverse: bool) -> Vec<Bytes> {
     let (mut found, mut left) = (Vec::new(), span.clone());
     while !left.is_empty() {
-        let page = next(&left);
-        assert!(left.contains_span(&page.covered) && !page.covered.is_empty(), "{left:?} {page:?}");
-        assert!(page.rows.iter().all(|(key, row)| page.covered.contains(key) && row.value == *key));
-        found.extend(page.rows.into_iter().map(|(key, _)| key));
+        let seen = next(&left);
+        assert!(left.contains_span(&seen.page.covered) && !seen.page.covered.is_empty(), "{left:?} {seen:?}");
+        assert!(seen.rows.iter().all(|(key, row)| seen.page.covered.contains(key) && row.value == *key));
+        found.extend(seen.rows.into_iter().map(|(key, _)| key));
         if reverse {
-            assert_eq!(page.covered.end, left.end);
-            left = Span::new(left.start, Some(page.covered.start));
+            assert_eq!(seen.page.covered.end, left.end);
+            left = Span::new(left.start, Some(seen.page.covered.start));
         } else {
-            assert_eq!(page.covered.start, left.start);
-            match page.covered.end {
+            assert_eq!(seen.page.covered.start, left.start);
+            match seen.page.covered.end {
                 Some(end) => left = Span::new(end, left.end),
                 None => break,
             }
@@ -154,10 +154,10 @@ proptest! {
         let model = fill(&mut tiles, &keys);
         let page = |left: &Span| {
             let spec = ScanSpec { reverse, rows_max, bytes_max, ..everything(left.clone()) };
-            let mut pages = tiles.iter().filter_map(|log| log.store.scan(&spec).ok());
-            let page = pages.next().expect("a partition owns the leading edge");
+            let mut pages = tiles.iter().filter_map(|log| look(&log.store, &spec).ok());
+            let seen = pages.next().expect("a partition owns the leading edge");
             assert!(pages.next().is_none(), "only one does");
-            page
+            seen
         };
         let found = stitch(page, &span, reverse);
         let mut expected: Vec<_> = model.into_iter().filter(|key| span.contains(key)).collect();
@@ -185,14 +185,14 @@ proptest! {
             let owned = Tokens::of_span(log.store.span()).unwrap();
             let spec = ScanSpec { reverse, rows_max, bytes_max, tokens, ..everything(span.clone()) };
             let Some(both) = owned.intersect(&asked) else {
-                prop_assert!(log.store.scan(&spec).is_err());
+                prop_assert!(look(&log.store, &spec).is_err());
                 continue;
             };
             spoken_for += u128::from(both.last - both.first) + 1;
             let page = |left: &Span| {
-                let page = log.store.scan(&ScanSpec { span: left.clone(), ..spec.clone() }).unwrap();
-                assert_eq!(page.covered_tokens, Some(both));
-                page
+                let seen = look(&log.store, &ScanSpec { span: left.clone(), ..spec.clone() }).unwrap();
+                assert_eq!(seen.page.covered_tokens, Some(both));
+                seen
             };
             let part = stitch(page, &span, reverse);
             let in_order = if reverse { part.iter().rev().is_sorted() } else { part.is_sorted() };
