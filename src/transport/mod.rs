@@ -87,6 +87,12 @@ impl Kind {
         matches!(self, Self::RaftSnapshot | Self::Merge)
     }
 
+    /// Whether frames of this kind carry what clients ask: they leave half of every queue to the nodes' own.
+    #[must_use]
+    pub const fn is_clients(self) -> bool {
+        matches!(self, Self::Kv)
+    }
+
     /// The kind with this number on the wire.
     #[must_use]
     pub fn from_wire(number: u32) -> Option<Self> {

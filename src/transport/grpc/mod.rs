@@ -7,7 +7,8 @@
 //! Invariants:
 //! * the frames of a lane are never reordered, also not over reconnects: see [`FrameServer`];
 //! * when a connection ends, everything that waited for it is dropped: nothing old is sent on a new connection;
-//! * waiting frames are bounded in number and bytes, per lane.
+//! * waiting frames are bounded in number and bytes, per lane; requests of clients and their answers leave half of it to
+//!   Raft, so that they can neither fill a lane nor delay a vote by more than that.
 
 mod serve;
 #[cfg(test)]
@@ -234,7 +235,8 @@ impl Lane {
             Phase::Idle | Phase::Down(_) => false,
         };
         let bytes = state.bytes + frame.body.len() + FRAME_BYTES;
-        if state.queue.len() >= QUEUE_FRAMES || bytes > QUEUE_BYTES {
+        let share = if frame.kind.is_clients() { 2 } else { 1 };
+        if state.queue.len() >= QUEUE_FRAMES / share || bytes > QUEUE_BYTES / share {
             return Err(SendError::QueueFull);
         }
         state.bytes = bytes;

@@ -167,9 +167,13 @@ fn a_call_ends_with_its_connection_and_not_at_its_deadline() {
 #[test]
 fn a_long_frame_passes_and_one_that_cannot_fit_is_refused() {
     let (a, _b) = pair();
-    let long = Bytes::from(vec![1; 20 << 20]);
+    let long = Bytes::from(vec![1; 10 << 20]);
     assert!(a.call(B, long.clone()).unwrap() == long);
-    assert_eq!(a.call(B, vec![1; QUEUE_BYTES].into()), Err(CallError::QueueFull));
+    let more_than_half = Bytes::from(vec![1; QUEUE_BYTES / 2]);
+    assert_eq!(a.call(B, more_than_half.clone()), Err(CallError::QueueFull), "clients leave half of it to Raft");
+    let raft = |body: Bytes| a.endpoint.cast(B, Kind::RaftAppend, body).map_err(CallError::from);
+    assert_eq!(raft(more_than_half), Ok(()));
+    assert_eq!(raft(vec![1; QUEUE_BYTES].into()), Err(CallError::QueueFull));
 }
 
 #[test]
