@@ -1,8 +1,9 @@
 //! `meridian bench`: how fast the cluster answers, measured from here.
 //!
 //! Closed loop: each of `--clients` sends its next request when the last one is answered, so the rate adapts to the
-//! cluster and waiting before sending is not part of a latency. Percentiles are those of answered requests; errors are
-//! counted by reason. The rows stay where they are: use a keyspace of your own and drop it afterwards.
+//! cluster and waiting before sending is not part of a latency. With `--rate` the loop is open: requests are sent when
+//! they are due, whatever has become of the earlier ones, and latencies count from then. Percentiles are those of answered
+//! requests; errors are counted by reason. The rows stay where they are: use a keyspace of your own and drop it afterwards.
 
 use super::{
     failure::Failure,
@@ -21,6 +22,7 @@ use crate::{
 use anyhow::Context as _;
 use bytes::Bytes;
 use clap::{Args, Subcommand};
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use std::{
@@ -31,12 +33,17 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, interval};
 
 /// Longest latency that is told apart, a minute.
 const LATENCY_US_MAX: u64 = 60_000_000;
 /// Rows of one request while the keys are written beforehand.
 const PREPARE_BATCH_ROWS: u64 = 200;
+
+/// How often those requests are sent that have become due.
+const SEND_EVERY: Duration = Duration::from_millis(1);
+/// Requests of an open loop that may be in flight; others are counted as `NOT_SENT`.
+const OPEN_IN_FLIGHT_MAX: usize = 100_000;
 
 /// What to measure.
 #[derive(Subcommand, Debug)]
@@ -57,6 +64,9 @@ pub struct Load {
     /// Requests in flight
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     clients: u32,
+    /// Requests per second, sent whatever becomes of them; --clients does not count then
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    rate: Option<u32>,
     /// Length of the measurement
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: u32,
@@ -302,6 +312,46 @@ impl Plan {
     }
 }
 
+/// Sends requests at a rate, whatever becomes of them, and measures those that are due from `from` to `until`.
+async fn open_loop(plan: &Arc<Plan>, remote: &Remote, rate: u32, from: Instant, until: Instant) -> Measured {
+    let (began, mut sent, mut ticks) = (Instant::now(), 0_u64, interval(SEND_EVERY));
+    let (mut measured, mut in_flight) = (Measured::new(), FuturesUnordered::new());
+    let mut record = |answered: Result<(Instant, Kind, Duration, Result<u64, Error>), _>| {
+        let (due, kind, took, result) = answered.expect("a request of the benchmark does not panic");
+        if due >= from {
+            measured.record(kind, took, result);
+        }
+    };
+    let mut unsent = 0;
+    while Instant::now() < until {
+        ticks.tick().await;
+        let due_by_now = (began.elapsed().as_secs_f64() * f64::from(rate)) as u64;
+        for n in sent..due_by_now {
+            let due = began + Duration::from_secs_f64(n as f64 / f64::from(rate));
+            if in_flight.len() >= OPEN_IN_FLIGHT_MAX {
+                unsent += u64::from(due >= from);
+                continue;
+            }
+            let (plan, remote, kind) = (Arc::clone(plan), remote.clone(), plan.next_kind());
+            in_flight.push(env::spawn(async move {
+                let result = plan.send(kind, &remote).await;
+                (due, kind, due.elapsed(), result)
+            }));
+        }
+        sent = sent.max(due_by_now);
+        while let Some(Some(answered)) = in_flight.next().now_or_never() {
+            record(answered);
+        }
+    }
+    while let Some(answered) = in_flight.next().await {
+        record(answered);
+    }
+    if unsent > 0 {
+        measured.errors.insert("NOT_SENT", unsent);
+    }
+    measured
+}
+
 /// Runs one measurement and prints it.
 ///
 /// # Errors
@@ -316,12 +366,16 @@ pub async fn run(command: Command, options: &Options, output: &mut Output) -> Re
     }
     let from = Instant::now() + Duration::from_secs(plan.load.warmup.into());
     let until = from + Duration::from_secs(plan.load.seconds.into());
-    eprintln!("{} with {} clients for {} s", plan.workload, plan.load.clients, plan.load.seconds);
-    let clients: Vec<_> =
-        (0..plan.load.clients).map(|_| env::spawn(Arc::clone(&plan).client(remote.clone(), from, until))).collect();
     let mut all = Measured::new();
-    for client in clients {
-        all.add(client.await.context("a client of the benchmark failed")?);
+    if let Some(rate) = plan.load.rate {
+        eprintln!("{} at {rate} per second for {} s", plan.workload, plan.load.seconds);
+        all = open_loop(&plan, &remote, rate, from, until).await;
+    } else {
+        eprintln!("{} with {} clients for {} s", plan.workload, plan.load.clients, plan.load.seconds);
+        let client = |_| env::spawn(Arc::clone(&plan).client(remote.clone(), from, until));
+        for client in (0..plan.load.clients).map(client).collect::<Vec<_>>() {
+            all.add(client.await.context("a client of the benchmark failed")?);
+        }
     }
     report(&plan, &all, options, output)?;
     if all.operations() == 0 {
@@ -340,6 +394,7 @@ fn report(plan: &Plan, all: &Measured, options: &Options, output: &mut Output) -
         return output.json(&json!({
             "workload": plan.workload,
             "clients": plan.load.clients,
+            "rate": plan.load.rate,
             "seconds": plan.load.seconds,
             "keyspace": plan.keyspace,
             "consistency": options.consistency.to_string(),
