@@ -116,6 +116,8 @@ reasons! {
     TooStale = "TOO_STALE", FailedPrecondition, true;
     /// A budget of queued requests or bytes is used up.
     Overloaded = "OVERLOADED", ResourceExhausted, true;
+    /// A node holds as many bytes as it may: only what deletes is taken.
+    MemoryFull = "MEMORY_FULL", ResourceExhausted, true;
     /// The key is longer than the limit.
     KeyTooLarge = "KEY_TOO_LARGE", InvalidArgument, false;
     /// The value is longer than the limit.

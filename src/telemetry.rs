@@ -23,8 +23,13 @@ pub const READ_SERVED_TOTAL: &str = "meridian_read_served_total";
 pub const READ_STALENESS_SECONDS: &str = "meridian_read_staleness_seconds";
 /// Rows returned by scans.
 pub const SCAN_ROWS_RETURNED_TOTAL: &str = "meridian_scan_rows_returned_total";
-/// Requests refused because a budget was used up, by `budget`.
+/// Requests refused because a budget was used up, by `budget`: `node_writes`, `node_bytes`, `partition_writes`,
+/// `partition_bytes`, `queue_time`, `deadline`, `memory`; `partition_queue` and `proposed_bytes` refuse deletes, too.
 pub const ADMISSION_REJECTED_TOTAL: &str = "meridian_admission_rejected_total";
+/// What is used of a budget, by `budget`: `node_writes`, `node_bytes`, `memory` (bytes).
+pub const ADMISSION_USED: &str = "meridian_admission_used";
+/// The limit of a budget, by `budget` as [`ADMISSION_USED`]; 0: none.
+pub const ADMISSION_LIMIT: &str = "meridian_admission_limit";
 /// Retried writes answered from a session instead of being applied again.
 pub const DEDUPE_HITS_TOTAL: &str = "meridian_dedupe_hits_total";
 /// Bytes of keys and values held by this node's replicas.
@@ -84,6 +89,8 @@ fn describe() {
     describe_histogram!(READ_STALENESS_SECONDS, "Staleness stated to clients by BOUNDED reads.");
     describe_counter!(SCAN_ROWS_RETURNED_TOTAL, "Rows returned by scans.");
     describe_counter!(ADMISSION_REJECTED_TOTAL, "Requests refused because a budget was used up.");
+    describe_gauge!(ADMISSION_USED, "What is used of a budget: writes not answered yet, their bytes, bytes held.");
+    describe_gauge!(ADMISSION_LIMIT, "The limit of a budget; 0: none.");
     describe_counter!(DEDUPE_HITS_TOTAL, "Retried writes answered from a session.");
     describe_gauge!(MEM_BYTES, "Bytes of keys and values held by this node's replicas.");
     describe_gauge!(ROWS, "Rows held by this node's replicas.");

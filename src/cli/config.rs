@@ -48,6 +48,9 @@ settings! {
     "limits.value_bytes_max" => |config, text| config.limits.value_bytes_max = small(units::bytes(text)?)?;
     "limits.batch_items_max" => |config, text| config.limits.batch_items_max = count(text)?;
     "limits.batch_bytes_max" => |config, text| config.limits.batch_bytes_max = small(units::bytes(text)?)?;
+    "admission.writes_max" => |config, text| config.budgets.writes_max = count(text)? as u64;
+    "admission.bytes_max" => |config, text| config.budgets.bytes_max = bytes_or_auto(text)?;
+    "memory.bytes_max" => |config, text| config.budgets.memory_bytes_max = bytes_or_auto(text)?;
     "raft.heartbeat_ms" => |config, text| config.raft.heartbeat_ms = units::milliseconds(text)?;
     "raft.election_min_ms" => |config, text| config.raft.election_ms.start = units::milliseconds(text)?;
     "raft.election_max_ms" => |config, text| config.raft.election_ms.end = units::milliseconds(text)?;
@@ -105,6 +108,10 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
 
 fn count(text: &str) -> Result<usize, String> {
     text.parse().map_err(|_| format!("{text:?} is not a whole number"))
+}
+
+fn bytes_or_auto(text: &str) -> Result<Option<u64>, String> {
+    if text == "auto" { Ok(None) } else { units::bytes(text).map(Some) }
 }
 
 fn small<T: TryFrom<u64>>(number: u64) -> Result<T, String> {

@@ -97,6 +97,7 @@ pub fn advice(error: &Error) -> Option<&'static str> {
         Reason::DeadlineExceeded => "try again, with a longer --deadline if it keeps happening",
         Reason::TooStale => "try again, allow more staleness, or read with --consistency linearizable",
         Reason::Overloaded => "send less at once, or try again later",
+        Reason::MemoryFull => "delete rows, add nodes, or give the nodes more memory (memory.bytes_max)",
         Reason::KeyspaceUnknown => "see `meridian keyspace list`, or create it with `meridian keyspace create`",
         Reason::KeyspaceExists => "see `meridian keyspace show`; choose another name or the same settings",
         Reason::RangeInverted => "swap --from and --to; for descending order use --reverse",

@@ -71,6 +71,17 @@ impl Op {
             Self::DeleteRange { span, .. } => &span.start,
         }
     }
+
+    /// Whether it can make rows, or make them longer; else it only deletes.
+    #[must_use]
+    pub fn adds(&self) -> bool {
+        let adds = |item: &Item| !matches!(item.action, Action::Delete { .. });
+        match self {
+            Self::Single(item) => adds(item),
+            Self::Batch(items) => items.iter().any(adds),
+            Self::DeleteRange { .. } => false,
+        }
+    }
 }
 
 /// One row's write.

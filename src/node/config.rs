@@ -5,6 +5,7 @@
 //! * [`NodeConfig::validate`] reports every fault at once, each naming the setting as the user writes it;
 //! * the defaults are valid, so that `meridian start` with no settings at all gives a usable node.
 
+use super::admission::Budgets;
 use crate::placement::{sizing::SPLIT_BYTES_DEFAULT, uniting::MERGE_AFTER_MS_DEFAULT};
 use std::{collections::BTreeMap, fmt, net::SocketAddr, ops::Range, path::PathBuf};
 
@@ -29,6 +30,10 @@ pub mod bounds {
     pub const HEARTBEATS_PER_ELECTION_MIN: u64 = 3;
     /// Smallest log growth after which a snapshot is taken.
     pub const SNAPSHOT_BYTES_MIN: u64 = 4 << 10;
+    /// What an item of a batch is counted for besides its key and value, at most.
+    pub const ITEM_BYTES: u64 = 64;
+    /// Least memory for rows and logs.
+    pub const MEMORY_BYTES_MIN: u64 = 1 << 20;
     /// Slowest sending of snapshots: below it a partition takes minutes to be moved.
     pub const SNAPSHOT_BYTES_PER_S_MIN: u64 = 1 << 20;
     /// Largest weight of a node: beyond it the ring would hold too many of its tokens.
@@ -121,6 +126,40 @@ impl Default for RaftTimings {
     }
 }
 
+/// How much a node lets in and holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BudgetSettings {
+    /// Writes of clients that are let in and not answered yet; half of them of one partition. Default 65,536.
+    pub writes_max: u64,
+    /// Their bytes. Default a sixteenth of the machine's memory, between 64 MiB and 1 GiB: each of them is held about three
+    /// times, as a request, in the log and on its way to the other replicas.
+    pub bytes_max: Option<u64>,
+    /// Bytes of rows (128 for each besides its key and value) and logs from which on only deletes are taken; 0: no limit.
+    /// Default four fifths of the machine's memory, or of what its control group allows.
+    pub memory_bytes_max: Option<u64>,
+}
+
+impl Default for BudgetSettings {
+    fn default() -> Self {
+        Self { writes_max: Budgets::default().writes_max, bytes_max: None, memory_bytes_max: None }
+    }
+}
+
+impl BudgetSettings {
+    /// The budgets on a machine with so much memory, if that is known.
+    #[must_use]
+    pub fn of(&self, machine_bytes: Option<u64>) -> Budgets {
+        let scaled = machine_bytes.map(|bytes| (bytes / 16).clamp(64 << 20, 1 << 30));
+        let most = machine_bytes.map(|bytes| bytes / 5 * 4);
+        let usual = Budgets::default();
+        Budgets {
+            writes_max: self.writes_max,
+            bytes_max: self.bytes_max.or(scaled).unwrap_or(usual.bytes_max),
+            memory_bytes_max: self.memory_bytes_max.or(most).filter(|most| *most > 0),
+        }
+    }
+}
+
 /// How one node runs.
 #[derive(Clone, PartialEq, Debug)]
 pub struct NodeConfig {
@@ -160,6 +199,8 @@ pub struct NodeConfig {
     pub merge_after_ms: u64,
     /// Largest requests accepted.
     pub limits: Limits,
+    /// How much is let in and held.
+    pub budgets: BudgetSettings,
     /// Timings of consensus.
     pub raft: RaftTimings,
     /// Form of log lines. Default text.
@@ -186,6 +227,7 @@ impl Default for NodeConfig {
             split_bytes: SPLIT_BYTES_DEFAULT,
             merge_after_ms: MERGE_AFTER_MS_DEFAULT,
             limits: Limits::default(),
+            budgets: BudgetSettings::default(),
             raft: RaftTimings::default(),
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
@@ -242,6 +284,7 @@ impl NodeConfig {
             format!("{} is below {least}", self.merge_after_ms)
         });
         self.check_limits(&mut faults);
+        self.check_budgets(&mut faults);
         self.check_raft(&mut faults);
         let level = self.log_level.parse::<tracing_subscriber::EnvFilter>();
         faults.check("log.level", level.is_ok() && !self.log_level.is_empty(), || {
@@ -286,6 +329,20 @@ impl NodeConfig {
         let row = limits.key_bytes_max.saturating_add(limits.value_bytes_max);
         faults.check("limits.batch_bytes_max", limits.batch_bytes_max >= row, || {
             format!("{} is less than one row of the largest size ({row} bytes)", limits.batch_bytes_max)
+        });
+    }
+
+    fn check_budgets(&self, faults: &mut Faults) {
+        let BudgetSettings { writes_max, bytes_max, memory_bytes_max } = self.budgets;
+        faults.check("admission.writes_max", writes_max >= 2, || format!("{writes_max} is below 2"));
+        // A partition has half of it, and must be able to take the largest batch.
+        let least = 2 * (self.limits.batch_bytes_max as u64 + self.limits.batch_items_max as u64 * bounds::ITEM_BYTES);
+        faults.check("admission.bytes_max", bytes_max.is_none_or(|bytes| bytes >= least), || {
+            format!("{} is below {least}, twice the largest batch with its items", bytes_max.unwrap_or(0))
+        });
+        let least = bounds::MEMORY_BYTES_MIN;
+        faults.check("memory.bytes_max", memory_bytes_max.is_none_or(|bytes| bytes == 0 || bytes >= least), || {
+            format!("{} is below {least}; 0 is no limit", memory_bytes_max.unwrap_or(0))
         });
     }
 
@@ -365,6 +422,7 @@ mod tests {
             down_after_ms: 100,
             split_bytes: 1,
             limits: Limits { key_bytes_max: 4, batch_bytes_max: 10, ..Limits::default() },
+            budgets: BudgetSettings { writes_max: 1, bytes_max: Some(5), memory_bytes_max: Some(7) },
             raft: RaftTimings {
                 heartbeat_ms: 200,
                 election_ms: Range { start: 500, end: 400 },
@@ -384,13 +442,28 @@ mod tests {
             "split_bytes",
             "limits.key_bytes_max",
             "limits.batch_bytes_max",
+            "admission.writes_max",
+            "admission.bytes_max",
+            "memory.bytes_max",
             "raft.election_min_ms",
             "raft.election_max_ms",
             "log.level",
         ];
         assert_eq!(settings, expected);
-        let election = &faults[8];
+        let election = &faults[11];
         assert_eq!(election.to_string(), "raft.election_min_ms: 500 must be at least 3 × raft.heartbeat_ms (200)");
+    }
+
+    #[test]
+    fn budgets_follow_the_machine_unless_they_are_set() {
+        let usual = BudgetSettings::default();
+        let of = |machine| (usual.of(machine).bytes_max, usual.of(machine).memory_bytes_max);
+        assert_eq!(of(None), (256 << 20, None));
+        assert_eq!(of(Some(500 << 20)), (64 << 20, Some(400 << 20)));
+        assert_eq!(of(Some(64 << 30)).0, 1 << 30);
+        let set = BudgetSettings { bytes_max: Some(8 << 20), memory_bytes_max: Some(0), ..usual };
+        let want = Budgets { bytes_max: 8 << 20, memory_bytes_max: None, ..Budgets::default() };
+        assert_eq!(set.of(Some(1 << 30)), want);
     }
 
     #[test]

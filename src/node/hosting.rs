@@ -285,7 +285,19 @@ pub(super) mod tests {
         let recovered = log.recover().unwrap();
         let (down_after, merge_after, split_bytes) = (Duration::from_secs(300), Duration::from_secs(3_600), u64::MAX);
         let keep_map: crate::node::KeepMap = Box::new(|_| Ok(()));
-        Node::start(Parts { clock, endpoint, raft, recovered, map, keep_map, down_after, split_bytes, merge_after })
+        let budgets = crate::node::Budgets::default();
+        Node::start(Parts {
+            clock,
+            endpoint,
+            raft,
+            recovered,
+            map,
+            keep_map,
+            down_after,
+            split_bytes,
+            merge_after,
+            budgets,
+        })
     }
 
     pub(in crate::node) fn founder() -> RegisterNode {
@@ -315,7 +327,8 @@ pub(super) mod tests {
                 return_previous: false,
             };
             let write = kv::Write { session: None, op: kv::Op::Single(item) };
-            node.partitions()[0].write_all(vec![write], deadline).await.remove(0).unwrap();
+            let here = node.partitions().remove(0);
+            here.write_all(vec![write], here.ticket(deadline)).await.remove(0).unwrap();
             let last = node.driver_group().unwrap().status().last_log;
             // As if they had stopped by themselves: nobody takes them off the node.
             node.driver_group().unwrap().shutdown().await;

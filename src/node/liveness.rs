@@ -1,6 +1,6 @@
 //! Which nodes this one is in contact with, and what that says about a group's quorum.
 //!
-//! Every node pings every other; any frame counts as contact. What follows from silence is only ever a choice of
+//! Every node pings every other, and says whether it can hold no more rows; any frame counts as contact. What follows from silence is only ever a choice of
 //! words and of patience (`NO_QUORUM` now, or wait for an election): safety rests on Raft alone.
 
 use crate::{
@@ -13,7 +13,8 @@ use crate::{
     },
 };
 use bytes::Bytes;
-use std::{sync::Arc, time::Duration};
+use parking_lot::Mutex;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// How often a node pings the others.
@@ -21,18 +22,23 @@ pub(super) const PING_EVERY: Duration = Duration::from_millis(250);
 /// A node not heard from for this long is out of contact.
 pub const CONTACT_LOST_AFTER: Duration = Duration::from_millis(1_000);
 
+/// Body of a ping of a node that can hold no more.
+const FULL: &[u8] = &[1];
+
 /// What this node knows of the others.
 #[derive(Clone)]
 pub struct Liveness {
     endpoint: Arc<Endpoint>,
     started: Instant,
+    /// Nodes that said that they can hold no more.
+    full: Arc<Mutex<BTreeSet<NodeId>>>,
 }
 
 impl Liveness {
     /// Watches through `endpoint`.
     #[must_use]
     pub fn new(endpoint: Arc<Endpoint>) -> Self {
-        Self { endpoint, started: Instant::now() }
+        Self { endpoint, started: Instant::now(), full: Arc::default() }
     }
 
     /// Time since this node last heard from `node`; zero for itself, `None` if never.
@@ -74,12 +80,22 @@ impl Liveness {
         alive < members.len() / 2 + 1
     }
 
-    /// Pings `nodes` once.
-    pub fn ping(&self, nodes: impl IntoIterator<Item = NodeId>) {
+    /// One of the members, other than this node, that can hold no more; `members` is called only if any node is full.
+    pub(super) fn full_among(&self, members: impl FnOnce() -> Vec<Replica>) -> Option<NodeId> {
+        let full = self.full.lock();
+        if full.is_empty() {
+            return None;
+        }
+        members().iter().map(|member| member.node).find(|node| full.contains(node) && self.is_alive(*node))
+    }
+
+    /// Pings `nodes` once; `full`: this one can hold no more.
+    pub fn ping(&self, nodes: impl IntoIterator<Item = NodeId>, full: bool) {
+        let body = Bytes::from_static(if full { FULL } else { &[] });
         for node in nodes {
             if node != self.endpoint.me() {
                 // A dropped ping is what the other side is to notice.
-                let _dropped = self.endpoint.cast(node, Kind::Ping, Bytes::new());
+                let _dropped = self.endpoint.cast(node, Kind::Ping, body.clone());
             }
         }
     }
@@ -122,11 +138,18 @@ impl Liveness {
     }
 }
 
-/// Takes pings: that they arrived is all there is to them.
-pub(super) struct PingService;
+/// Takes pings.
+pub(super) struct PingService(pub(super) Liveness);
 
 impl Service for PingService {
-    fn handle(&self, _from: NodeId, _body: Bytes, _reply: Reply) {}
+    fn handle(&self, from: NodeId, body: Bytes, _reply: Reply) {
+        let mut full = self.0.full.lock();
+        if body == FULL {
+            full.insert(from);
+        } else {
+            full.remove(&from);
+        }
+    }
 }
 
 impl std::fmt::Debug for Liveness {

@@ -11,6 +11,7 @@
 //!   id never returns;
 //! * the members that a group's leader reports are committed and uniform.
 
+mod admission;
 pub mod config;
 mod cutting;
 mod driver;
@@ -28,6 +29,7 @@ mod prefer;
 mod recovery;
 mod steward;
 
+pub use admission::{Admission, Budgets, Ticket};
 pub use cutting::CutAt;
 pub use health::Health;
 pub use liveness::{CONTACT_LOST_AFTER, Liveness};
@@ -85,6 +87,8 @@ pub struct Parts {
     pub split_bytes: u64,
     /// While it leads the placement driver: how long neighbours have to be small and idle until they are merged.
     pub merge_after: Duration,
+    /// How much it lets in and holds.
+    pub budgets: Budgets,
 }
 
 /// One node.
@@ -96,6 +100,7 @@ pub struct Node {
     routing: Arc<Routing>,
     liveness: Liveness,
     hlc: Arc<Hlc>,
+    admission: Arc<Admission>,
     partitions: RwLock<BTreeMap<PartitionId, Arc<Partition>>>,
     driver: RwLock<Option<Group<DriverMachine>>>,
     map_changed: Arc<Notify>,
@@ -127,6 +132,7 @@ impl Node {
             recovered: Mutex::new(parts.recovered),
             routing: Arc::new(Routing::of(parts.map)),
             hlc: Arc::default(),
+            admission: Admission::new(parts.budgets),
             partitions: RwLock::default(),
             driver: RwLock::default(),
             births: Births::new(Arc::clone(&map_changed), Arc::clone(&stewarding)),
@@ -146,7 +152,7 @@ impl Node {
         node.endpoint.register(Kind::Driver, Arc::new(driver::DriverService(Weak::clone(&weak))));
         node.endpoint.register(Kind::MapPush, Arc::new(driver::MapService(Weak::clone(&weak))));
         node.endpoint.register(Kind::Leader, Arc::new(steward::LeaderService(Weak::clone(&weak))));
-        node.endpoint.register(Kind::Ping, Arc::new(liveness::PingService));
+        node.endpoint.register(Kind::Ping, Arc::new(liveness::PingService(node.liveness.clone())));
         node.endpoint.register(Kind::Cut, Arc::new(cutting::CutService(Weak::clone(&weak))));
         node.endpoint.register(Kind::Merge, Arc::new(merging::MergeService(Weak::clone(&weak))));
         node.endpoint.register(Kind::Survey, Arc::new(recovery::SurveyService(Weak::clone(&weak))));
@@ -299,7 +305,12 @@ impl Node {
     }
 
     fn partition_context(&self) -> PartitionContext {
-        PartitionContext { hlc: Arc::clone(&self.hlc), clock: Arc::clone(&self.clock), liveness: self.liveness.clone() }
+        PartitionContext {
+            hlc: Arc::clone(&self.hlc),
+            clock: Arc::clone(&self.clock),
+            liveness: self.liveness.clone(),
+            admission: Arc::clone(&self.admission),
+        }
     }
 
     /// Better knowledge of who leads a partition, for a client that came to the wrong node.

@@ -10,7 +10,13 @@
 //! * a write that was handed to Raft is answered "not applied" only on Raft's own word;
 //! * at most [`ENTRIES_IN_FLIGHT_MAX`] entries of a partition are in flight, at most [`QUEUE_MAX`] writes wait.
 
-use super::{hlc::Hlc, liveness::Liveness, machines::PartitionMachine, observed::Counters};
+use super::{
+    admission::{Admission, Entrance, Ticket},
+    hlc::Hlc,
+    liveness::Liveness,
+    machines::PartitionMachine,
+    observed::Counters,
+};
 use crate::{
     env::{self, Clock},
     error::{Error, Outcome, Reason},
@@ -27,7 +33,7 @@ use tokio::{
 };
 
 /// Writes that may wait to be proposed, per partition.
-pub const QUEUE_MAX: usize = 8192;
+pub const QUEUE_MAX: usize = 16_384;
 /// Entries of a partition that may be in flight at once.
 pub const ENTRIES_IN_FLIGHT_MAX: usize = 4;
 /// Writes in one entry.
@@ -54,9 +60,15 @@ struct Proposal {
     writes: Vec<kv::Write>,
     bytes: usize,
     deadline: Instant,
-    answer: oneshot::Sender<Decided>,
+    answer: Waiter,
     /// Its place among those that wait.
     place: OwnedSemaphorePermit,
+}
+
+/// Who waits for an answer, and the ticket by which the writes were let in.
+struct Waiter {
+    to: oneshot::Sender<Decided>,
+    _ticket: Arc<Ticket>,
 }
 
 /// One partition on this node.
@@ -68,6 +80,8 @@ pub struct Partition {
     group: Group<PartitionMachine>,
     proposals: mpsc::Sender<Proposal>,
     places: Arc<Semaphore>,
+    entrance: Entrance,
+    liveness: Liveness,
     counters: Counters,
 }
 
@@ -80,6 +94,8 @@ pub struct PartitionContext {
     pub clock: Arc<dyn Clock>,
     /// Knows who is in contact.
     pub liveness: Liveness,
+    /// What the node lets in.
+    pub admission: Arc<Admission>,
 }
 
 impl Partition {
@@ -92,10 +108,12 @@ impl Partition {
         context: PartitionContext,
     ) -> Arc<Self> {
         let (proposals, waiting) = mpsc::channel(QUEUE_MAX);
+        let (entrance, liveness) = (context.admission.entrance(id), context.liveness.clone());
         let proposer = Proposer { id, group: group.clone(), context };
         env::spawn(proposer.run(waiting));
         let places = Arc::new(Semaphore::new(QUEUE_MAX));
-        Arc::new(Self { id, known_from, group, proposals, places, counters: Counters::default() })
+        let counters = Counters::default();
+        Arc::new(Self { id, known_from, group, proposals, places, entrance, liveness, counters })
     }
 
     /// Its replica.
@@ -110,15 +128,23 @@ impl Partition {
         &self.counters
     }
 
-    /// Proposes writes, each on its own though in few entries, and waits for their places in the log: one result for each,
+    /// A ticket for writes that have to be answered by `deadline`.
+    #[must_use]
+    pub fn ticket(&self, deadline: Instant) -> Ticket {
+        let members = || self.group.status().voters;
+        self.entrance.ticket(deadline, self.liveness.full_among(members))
+    }
+
+    /// Proposes writes that were let in, each on its own though in few entries, and waits for their places in the log: one result for each,
     /// in order.
     ///
     /// An error tells the outcome: `not applied` when the write was refused before it was proposed, else `unknown`.
-    pub async fn write_all(&self, writes: Vec<kv::Write>, deadline: Instant) -> Vec<Result<Written, Error>> {
+    pub async fn write_all(&self, writes: Vec<kv::Write>, ticket: Ticket) -> Vec<Result<Written, Error>> {
+        let (deadline, ticket) = (ticket.deadline(), Arc::new(ticket));
         let mut results = Vec::with_capacity(writes.len());
         let mut parts = Vec::with_capacity(1);
         for (writes, bytes) in cut(writes) {
-            parts.push((writes.len(), self.enqueue(writes, bytes, deadline)));
+            parts.push((writes.len(), self.enqueue(writes, bytes, deadline, &ticket)));
         }
         for (count, waiting) in parts {
             let decided = match waiting {
@@ -138,6 +164,7 @@ impl Partition {
         writes: Vec<kv::Write>,
         bytes: usize,
         deadline: Instant,
+        ticket: &Arc<Ticket>,
     ) -> Result<oneshot::Receiver<Decided>, Error> {
         for write in &writes {
             self.counters.write(write.op.first_key(), write.bytes_max() as u64);
@@ -149,7 +176,8 @@ impl Partition {
         };
         let places = Arc::clone(&self.places).try_acquire_many_owned(writes.len() as u32);
         let place = places.map_err(|_| full())?;
-        let (answer, answered) = oneshot::channel();
+        let (to, answered) = oneshot::channel();
+        let answer = Waiter { to, _ticket: Arc::clone(ticket) };
         let proposal = Proposal { writes, bytes, deadline, answer, place };
         self.proposals.try_send(proposal).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => full(),
@@ -265,8 +293,8 @@ impl Proposer {
 }
 
 /// The caller may have given up: then nobody wants the answer.
-fn answer(to: oneshot::Sender<Decided>, result: Decided) {
-    let _given_up = to.send(result);
+fn answer(waiter: Waiter, result: Decided) {
+    let _given_up = waiter.to.send(result);
 }
 
 /// Cuts writes into what fits into an entry, with the bytes of each part; a single larger write goes alone.

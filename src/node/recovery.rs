@@ -243,7 +243,7 @@ mod tests {
         let item = kv::Item { key: key.into(), condition: kv::Condition::Any, action, return_previous: false };
         let write = kv::Write { session: None, op: kv::Op::Single(item) };
         let here = node.partitions().remove(0);
-        here.write_all(vec![write], Instant::now() + PATIENCE).await.remove(0).unwrap();
+        here.write_all(vec![write], here.ticket(Instant::now() + PATIENCE)).await.remove(0).unwrap();
     }
 
     /// A node that has written a row to its only partition is killed before it hears that this is to be recovered: the map

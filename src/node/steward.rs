@@ -89,7 +89,8 @@ pub(super) async fn ping(node: Weak<Node>) {
         let others =
             map.nodes().values().filter(|node| node.id != this.id() && node.standing.is_present()).map(|node| node.id);
         let others: Vec<_> = others.collect();
-        this.liveness.ping(others.iter().copied());
+        this.look_at_memory();
+        this.liveness.ping(others.iter().copied(), this.admission.is_full());
         let now: BTreeSet<_> = others.into_iter().filter(|id| this.liveness.is_alive(*id)).collect();
         count += 1;
         let repeat = count.is_multiple_of(NOTICE_EVERY_PINGS);
@@ -328,6 +329,20 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Tells the budgets how much this node holds.
+    fn look_at_memory(&self) {
+        let (mut rows, mut row_bytes, mut log_bytes) = (0, 0, 0);
+        for partition in self.partitions() {
+            let group = partition.group();
+            let (more_rows, more_bytes) =
+                group.read(|m, _| (m.store().rows(), m.store().bytes() + m.store().session_bytes()));
+            rows += more_rows;
+            row_bytes += more_bytes;
+            log_bytes += group.log_bytes();
+        }
+        self.admission.holds(rows, row_bytes, log_bytes);
     }
 
     /// Publishes what this node holds.

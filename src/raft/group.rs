@@ -447,6 +447,12 @@ impl<M: Machine> Group<M> {
         })
     }
 
+    /// Measure of the log, in bytes.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.0.running.log.bytes()
+    }
+
     /// Changes the members to the goal, step by step; see the module `members`. Idempotent: after an error, or when
     /// another replica leads, the same call goes on from wherever the group is.
     ///

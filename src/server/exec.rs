@@ -4,6 +4,8 @@
 //! at the rows under the lock that applies share; ownership is checked there, at the moment of reading. A write goes to
 //! the partition's queue; whether it happens is decided in the log.
 //!
+//! A write that the node's budgets have no room for is refused before it is queued ([`crate::node::Ticket`]).
+//!
 //! Requests that are [`alike`] are executed together: what they ask of the partition is reached once, and each gets its
 //! own answer.
 
@@ -347,6 +349,7 @@ impl Call<'_> {
     /// Proposes writes together; each gets its own answer.
     async fn writes(&self, requests: Vec<v1::Request>) -> Vec<Result<Answer, Error>> {
         let mut writes = Vec::with_capacity(requests.len());
+        let mut ticket = self.partition.ticket(self.deadline);
         let asked: Vec<Result<Asked, Error>> = requests
             .into_iter()
             .map(|request| {
@@ -354,12 +357,13 @@ impl Call<'_> {
                 let is_batch = matches!(op, Op::Write(_));
                 let tokens = convert::tokens_of(request.route.and_then(|route| route.tokens));
                 let write = self.rules.write(op, tokens)?.ok_or_else(unknown_op)?;
+                ticket.take(&write)?;
                 let keys = convert::keys_of(&write.op);
                 writes.push(write);
                 Ok(Asked { is_batch, keys })
             })
             .collect();
-        let mut written = self.partition.write_all(writes, self.deadline).await.into_iter();
+        let mut written = self.partition.write_all(writes, ticket).await.into_iter();
         let mut infos = Infos { call: self, last: None };
         let mut answer = |asked: Asked| {
             let written = written.next().expect("one result for each write");

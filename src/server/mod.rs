@@ -17,6 +17,7 @@ mod internode;
 mod join;
 mod kv;
 mod listen;
+mod memory;
 mod pipeline;
 mod read;
 mod recover;
@@ -37,7 +38,7 @@ use crate::{
         snapshots::{FileSnapshots, MemorySnapshots, SnapshotStore},
     },
     node::{
-        Node, Parts,
+        Budgets, Node, Parts,
         config::{Fault, Limits, NodeConfig, Storage},
         identity::{DataDir, DataDirError, Identity},
     },
@@ -52,7 +53,7 @@ use crate::{
 };
 use arc_swap::ArcSwapOption;
 use listen::KillSwitch;
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch};
 
 /// Largest gRPC message taken or sent: a page of rows with one row of the largest size, and room for framing.
@@ -108,6 +109,7 @@ pub(crate) struct Core {
     advertised: String,
     limits: Arc<Limits>,
     deadline_default: Duration,
+    budgets: Budgets,
     scope: Arc<Scope>,
     data: Option<DataDir>,
     control: Option<Arc<Control>>,
@@ -180,6 +182,7 @@ impl Core {
             down_after,
             split_bytes,
             merge_after,
+            budgets: self.budgets,
         };
         let node = Node::start(parts);
         let responder = Responder::start(Arc::clone(&node), Arc::clone(&self.limits), self.deadline_default);
@@ -198,7 +201,7 @@ impl Core {
             return Ok((Arc::new(MemoryLog::immediate()), Arc::new(MemorySnapshots::default())));
         };
         let (log, snapshots) = (data.join("log"), data.join("snapshots"));
-        let at = |path: &std::path::Path| {
+        let at = |path: &Path| {
             let path = path.display().to_string();
             |source| StartError::Log { path, source }
         };
@@ -339,6 +342,7 @@ pub async fn start(config: NodeConfig) -> Result<ServerHandle, StartError> {
         advertised,
         limits: Arc::new(config.limits.clone()),
         deadline_default: Duration::from_millis(config.deadline_default_ms.into()),
+        budgets: config.budgets.of(memory::machine_bytes(Path::new("/"))),
         scope: Arc::clone(&scope),
         data,
         control,

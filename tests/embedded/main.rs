@@ -10,6 +10,7 @@ mod balance;
 mod edges;
 mod failures;
 mod healing;
+mod overload;
 mod ranges;
 mod reads;
 mod recovery;

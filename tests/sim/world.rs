@@ -14,7 +14,7 @@ use meridian::{
         snapshots::MemorySnapshots,
     },
     node::{
-        Node, Parts,
+        Budgets, Node, Parts,
         config::{Limits, NodeConfig},
     },
     placement::{Command, CreateKeyspace, Cuts, Map, RegisterNode, Reply},
@@ -373,6 +373,7 @@ impl World {
                 down_after: settings.down_after,
                 split_bytes,
                 merge_after: Duration::from_millis(merge_after_ms),
+                budgets: Budgets::default(),
             });
             let responder = Responder::start(Arc::clone(&node), Arc::new(Limits::default()), Duration::from_secs(5));
             self.0.network.attach(id, endpoint);
