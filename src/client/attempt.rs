@@ -5,7 +5,9 @@
 //!   the same sequence with the same content;
 //! * an error says "not applied" only if every attempt was refused before it was proposed, or the last one was settled
 //!   by the log itself;
-//! * every wait is bounded, by its own constant and by the deadline.
+//! * every wait is bounded, by its own constant and by the deadline;
+//! * a node that is overloaded is asked less, not more: a refused write is not taken to other members, is sent again no
+//!   earlier than the node says, and only while such repetitions are few beside the requests ([`Repeats`]).
 
 use super::{
     horizon,
@@ -22,6 +24,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -32,6 +35,12 @@ pub(crate) const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// Longest wait between two rounds.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// Longest wait for a node that is overloaded, and half as much again: as long as one asks for.
+const OVERLOADED_MAX: Duration = Duration::from_secs(2);
+/// Repetitions after an overload that may be saved up.
+const REPEATS_MAX: u64 = 512;
+/// Requests that earn one.
+const REQUESTS_PER_REPEAT: u64 = 5;
 /// Without a quorum, any contact or a replica that is fresh enough for this long, a request fails instead of waiting for its deadline.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 /// The same once a member has said that it has no quorum: it has waited for the others already.
@@ -89,6 +98,32 @@ pub(crate) struct Served {
     pub(crate) attempts: u32,
 }
 
+/// How many requests may be sent again because a node was overloaded: so many at once, then one for every few requests.
+/// Without that, repetitions would keep up an overload whose cause is gone.
+#[derive(Debug)]
+pub(crate) struct Repeats(AtomicU64);
+
+impl Default for Repeats {
+    fn default() -> Self {
+        Self(AtomicU64::new(REPEATS_MAX * REQUESTS_PER_REPEAT))
+    }
+}
+
+impl Repeats {
+    fn earn(&self) {
+        // Lost races only make it a little less exact.
+        let saved = self.0.load(Ordering::Relaxed);
+        if saved < REPEATS_MAX * REQUESTS_PER_REPEAT {
+            self.0.store(saved + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn spend(&self) -> bool {
+        let less = |saved: u64| saved.checked_sub(REQUESTS_PER_REPEAT);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+}
+
 /// What has been tried so far.
 struct Tries {
     /// Nodes asked in this round.
@@ -98,6 +133,8 @@ struct Tries {
     round_began: Instant,
     /// Nobody in this round had contact with a quorum, or was fresh enough.
     round_hopeless: bool,
+    /// The only one who can serve it has no room: asking the others is of no use.
+    round_over: bool,
     /// The map may be old.
     map_doubtful: bool,
     hopeless_since: Option<Instant>,
@@ -113,13 +150,15 @@ impl<C: Caller> Router<C> {
     /// Runs a request to its answer or to the error that the user sees.
     pub(crate) async fn run(&self, job: &Job<'_>) -> Result<Served, Error> {
         let mut tries = Tries::new();
+        self.repeats().earn();
         self.catch_up(job).await?;
         loop {
             let map = self.routing().map();
             let place = (job.place)(&map).map_err(|error| tries.finish(job, error))?;
             let partition = place.and_then(|id| map.partition(id));
             tries.map_doubtful |= partition.is_none();
-            let node = partition.and_then(|partition| self.pick(partition, job.serve, &tries.asked));
+            let open = partition.filter(|_| !tries.round_over);
+            let node = open.and_then(|partition| self.pick(partition, job.serve, &tries.asked));
             let (Some(partition), Some(node)) = (partition, node) else {
                 self.next_round(job, &mut tries, &map).await?;
                 continue;
@@ -258,6 +297,9 @@ impl<C: Caller> Router<C> {
         if tries.hopeless_since.is_some_and(|since| now.saturating_duration_since(since) >= patience) {
             return Err(tries.give_up(job));
         }
+        if tries.is_overloaded() && !(self.caller().repeats_overloaded() && self.repeats().spend()) {
+            return Err(tries.give_up(job));
+        }
         let pause = tries.pause();
         if now + pause >= job.deadline {
             return Err(tries.give_up(job));
@@ -283,6 +325,7 @@ impl Tries {
             refusals: BTreeMap::new(),
             round_began: Instant::now(),
             round_hopeless: true,
+            round_over: false,
             map_doubtful: false,
             hopeless_since: None,
             ambiguous: false,
@@ -297,6 +340,7 @@ impl Tries {
         self.asked.clear();
         self.round_began = Instant::now();
         self.round_hopeless = true;
+        self.round_over = false;
         self.map_doubtful = false;
         self.rounds += 1;
     }
@@ -321,8 +365,10 @@ impl Tries {
         match error.reason {
             Reason::NoQuorum | Reason::TooStale => {}
             reason if is_contact_lost(reason) => {}
-            Reason::NotLeader | Reason::LeaderUnknown | Reason::OutcomeUnknown | Reason::Overloaded => {
+            Reason::NotLeader | Reason::LeaderUnknown | Reason::OutcomeUnknown => self.round_hopeless = false,
+            Reason::Overloaded => {
                 self.round_hopeless = false;
+                self.round_over = job.effect != Effect::Read;
             }
             Reason::WrongPartition => {
                 self.round_hopeless = false;
@@ -335,14 +381,19 @@ impl Tries {
     }
 
     fn pause(&self) -> Duration {
+        let part = |of: Duration| of.mul_f64((env::random_u64() % 1_000) as f64 / 2_000.0);
         let full = PAUSE_MIN.saturating_mul(1 << self.rounds.min(5)).min(PAUSE_MAX);
-        let jittered = full / 2 + full.mul_f64((env::random_u64() % 1_000) as f64 / 2_000.0);
         match &self.last {
             Some(error) if error.reason == Reason::Overloaded => {
-                jittered.max(Duration::from_millis(error.retry_after_ms.into()).min(PAUSE_MAX))
+                let asked = Duration::from_millis(error.retry_after_ms.into()).clamp(PAUSE_MIN, OVERLOADED_MAX);
+                asked + part(asked)
             }
-            _ => jittered,
+            _ => full / 2 + part(full),
         }
+    }
+
+    fn is_overloaded(&self) -> bool {
+        self.last.as_ref().is_some_and(|error| error.reason == Reason::Overloaded)
     }
 
     /// The error of a request that nobody could serve.

@@ -6,7 +6,7 @@
 //! * `NOT_LEADER` and `WRONG_PARTITION` never reach the user.
 
 use super::{
-    attempt::{ATTEMPT_MIN, Effect, Job, PATIENCE, Patience, REFRESH_MAX, Served, is_unavailable},
+    attempt::{ATTEMPT_MIN, Effect, Job, PATIENCE, Patience, REFRESH_MAX, Repeats, Served, is_unavailable},
     query::{self, Serve},
     routing::Routing,
     sessions::Sessions,
@@ -58,6 +58,12 @@ pub trait Caller: Send + Sync + 'static {
     /// wait longer than its own bound.
     fn refresh(&self, than: u64) -> impl Future<Output = ()> + Send;
 
+    /// Whether a request is sent again that was refused because a node is overloaded. Inside a server it is not: whoever
+    /// asked it is told, and waits.
+    fn repeats_overloaded(&self) -> bool {
+        true
+    }
+
     /// The nearest node: inside a server, the server's own.
     fn prefer(&self) -> Option<NodeId>;
 }
@@ -70,6 +76,7 @@ pub struct Router<C: Caller> {
 struct Shared<C> {
     caller: C,
     sessions: Sessions,
+    repeats: Repeats,
     turn: AtomicUsize,
     suspects: RwLock<BTreeMap<NodeId, Instant>>,
     /// Whether `suspects` holds anything: spares the hot path a lock.
@@ -104,6 +111,7 @@ impl<C: Caller> Router<C> {
             shared: Arc::new(Shared {
                 caller,
                 sessions: Sessions::default(),
+                repeats: Repeats::default(),
                 turn: AtomicUsize::new(0),
                 suspects: RwLock::default(),
                 suspecting: AtomicBool::new(false),
@@ -115,6 +123,10 @@ impl<C: Caller> Router<C> {
     #[must_use]
     pub fn caller(&self) -> &C {
         &self.shared.caller
+    }
+
+    pub(crate) fn repeats(&self) -> &Repeats {
+        &self.shared.repeats
     }
 
     /// What is known of where partitions live.

@@ -345,10 +345,39 @@ async fn a_callers_own_session_is_passed_on_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn overload_is_waited_out() {
+async fn overload_is_waited_out_where_it_is() {
     let (router, fake) = ordered(&[]);
     fake.world.lock().faults = vec![Fault::Refused(Reason::Overloaded); 5];
+    let began = Instant::now();
     assert!(put(&router, "a").await.unwrap().applied);
+    assert_eq!(fake.world.lock().calls, [(1, "write"); 6], "nobody else is bothered");
+    let waited = began.elapsed().as_millis();
+    assert!((5 * 50..=5 * 75 + 50).contains(&waited), "{waited} ms: as long as the node says, and up to half more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lasting_overload_is_not_made_worse_by_repetitions() {
+    let (router, fake) = ordered(&[]);
+    fake.world.lock().faults = vec![Fault::Refused(Reason::Overloaded); 100_000];
+    let requests = 2_000;
+    for _ in 0..requests {
+        let error = put(&router, "a").await.unwrap_err();
+        assert_eq!((error.reason, error.outcome), (Reason::Overloaded, Some(Outcome::NotApplied)));
+        assert!(error.retry_after_ms > 0);
+    }
+    let repeated = fake.world.lock().calls.len() - requests;
+    assert!((512..=512 + requests / 5).contains(&repeated), "{repeated} repetitions of {requests} requests");
+    fake.world.lock().faults.clear();
+    assert!(put(&router, "a").await.unwrap().applied);
+}
+
+#[tokio::test(start_paused = true)]
+async fn full_memory_is_not_waited_out() {
+    let (router, fake) = ordered(&[]);
+    fake.world.lock().faults = vec![Fault::Refused(Reason::MemoryFull)];
+    let error = put(&router, "a").await.unwrap_err();
+    assert_eq!((error.reason, error.outcome), (Reason::MemoryFull, Some(Outcome::NotApplied)));
+    assert_eq!(fake.world.lock().calls.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

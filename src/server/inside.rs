@@ -53,6 +53,10 @@ impl Caller for Inside {
         self.routing().newer_than(than).await;
     }
 
+    fn repeats_overloaded(&self) -> bool {
+        false
+    }
+
     fn prefer(&self) -> Option<NodeId> {
         Some(self.executor.node.id())
     }
