@@ -205,6 +205,12 @@ impl std::fmt::Debug for Scope {
     }
 }
 
+/// The scope of the caller, if there is one.
+#[must_use]
+pub fn scope() -> Option<Arc<Scope>> {
+    SCOPE.try_with(Arc::clone).ok()
+}
+
 /// Spawns a task that belongs to the scope of the caller, if there is one.
 #[track_caller]
 #[expect(clippy::disallowed_methods, reason = "the only place that spawns")]
@@ -213,13 +219,13 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    match SCOPE.try_with(Arc::clone) {
-        Ok(scope) => {
+    match scope() {
+        Some(scope) => {
             let handle = tokio::spawn(scope.member(future));
             scope.add(handle.abort_handle());
             handle
         }
-        Err(_) => tokio::spawn(future),
+        None => tokio::spawn(future),
     }
 }
 
@@ -245,9 +251,9 @@ impl rand::TryRng for ScopeRng {
     }
 
     fn try_fill_bytes(&mut self, dest: &mut [u8]) -> Result<(), Infallible> {
-        match SCOPE.try_with(Arc::clone) {
-            Ok(scope) => scope.rng.lock().fill_bytes(dest),
-            Err(_) => rand::rng().fill_bytes(dest),
+        match scope() {
+            Some(scope) => scope.rng.lock().fill_bytes(dest),
+            None => rand::rng().fill_bytes(dest),
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ pub struct RaftConfig {
     /// A group that nobody asks anything sleeps after so long, and never if this is 0; see `super::sleep`.
     pub sleep_after_ms: u64,
     /// A snapshot is taken when the log has grown by this much since the last one, or by as much as the state takes,
-    /// whichever is more.
+    /// whichever is more; by this much alone when nothing is written any more.
     pub snapshot_bytes: u64,
     /// Entries kept after a snapshot for replicas that are a little behind.
     pub log_keep_bytes: u64,

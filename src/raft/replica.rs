@@ -201,6 +201,7 @@ impl Running {
         let mut server = self.raft.server_metrics();
         let mut campaigns_from = Some(self.server.votes_from);
         let mut maintenance = Instant::now() + MAINTENANCE_EVERY;
+        let mut grown = 0;
         self.publish(&server);
         while !self.is_stopping() {
             let campaign_at = campaigns_from.unwrap_or(maintenance);
@@ -212,7 +213,7 @@ impl Running {
                         break;
                     }
                 }
-                () = self.vault.grown.notified() => self.consider_snapshot(),
+                () = self.vault.grown.notified() => self.consider_snapshot(false),
                 () = sleep_until(campaign_at), if campaigns_from.is_some() => {
                     campaigns_from = None;
                     self.raft.runtime_config().elect(true);
@@ -220,7 +221,8 @@ impl Running {
                 () = sleep_until(maintenance) => {
                     maintenance = Instant::now() + MAINTENANCE_EVERY;
                     self.server.forget_stalled();
-                    self.consider_snapshot();
+                    let before = std::mem::replace(&mut grown, self.vault.since.load(Ordering::Acquire));
+                    self.consider_snapshot(grown == before);
                     if !self.snapshotting.load(Ordering::Acquire) {
                         self.cut_log().await;
                     }
@@ -261,15 +263,19 @@ impl Running {
         look(&self.raft.metrics().borrow_watched())
     }
 
-    /// Takes a snapshot if the log has grown enough.
-    fn consider_snapshot(self: &Arc<Self>) {
+    /// Takes a snapshot if the log has grown enough. One that has come to rest need not have grown as much as the state
+    /// takes: its entries would hold their memory until somebody writes again.
+    fn consider_snapshot(self: &Arc<Self>, rests: bool) {
         let since = self.vault.since.load(Ordering::Acquire);
-        if since < self.vault.mark.load(Ordering::Acquire) {
-            return;
+        let least = self.hub.config.snapshot_bytes;
+        if !rests {
+            if since < self.vault.mark.load(Ordering::Acquire) {
+                return;
+            }
+            // The state may have grown since the mark was set; taking it more often than it is rewritten gains nothing.
+            self.vault.mark.store(least.max(self.cell.bytes()), Ordering::Release);
         }
-        // The state may have grown since the mark was set; taking it more often than it is rewritten gains nothing.
-        let mark = self.hub.config.snapshot_bytes.max(self.cell.bytes());
-        self.vault.mark.store(mark, Ordering::Release);
+        let mark = if rests { least } else { self.vault.mark.load(Ordering::Acquire) };
         if since < mark || self.snapshotting.swap(true, Ordering::AcqRel) {
             return;
         }

@@ -179,6 +179,8 @@ impl Drop for Open {
 
 /// One node's end of the transport.
 pub struct Endpoint {
+    /// In which services handle frames: what they spawn ends with the node, whoever delivers the frames.
+    scope: Option<Arc<env::Scope>>,
     wires: Arc<Wires>,
     services: RwLock<BTreeMap<Kind, Arc<dyn Service>>>,
     contacts: Mutex<BTreeMap<NodeId, Instant>>,
@@ -196,7 +198,7 @@ impl Endpoint {
                 wires.lose(to, carried, unsent);
             }
         }));
-        Arc::new(Self { wires, services: RwLock::default(), contacts: Mutex::default() })
+        Arc::new(Self { scope: env::scope(), wires, services: RwLock::default(), contacts: Mutex::default() })
     }
 
     /// This node.
@@ -307,10 +309,14 @@ impl Endpoint {
     }
 
     fn dispatch(&self, from: NodeId, kind: Kind, call: u64, body: Bytes) {
-        let service = self.services.read().get(&kind).cloned();
-        match service {
-            Some(service) => service.handle(from, body, Reply { wires: Arc::clone(&self.wires), to: from, kind, call }),
-            None => tracing::debug!(%from, ?kind, "frame of a kind that nothing handles"),
+        let Some(service) = self.services.read().get(&kind).cloned() else {
+            tracing::debug!(%from, ?kind, "frame of a kind that nothing handles");
+            return;
+        };
+        let reply = Reply { wires: Arc::clone(&self.wires), to: from, kind, call };
+        match &self.scope {
+            Some(scope) => scope.enter(|| service.handle(from, body, reply)),
+            None => service.handle(from, body, reply),
         }
     }
 }
@@ -339,6 +345,25 @@ mod tests {
     const A: NodeId = NodeId(1);
     const B: NodeId = NodeId(2);
     const SOON: Duration = Duration::from_secs(1);
+
+    /// Spawns a task that never ends.
+    struct Spawn;
+    impl Service for Spawn {
+        fn handle(&self, _from: NodeId, _body: Bytes, _reply: Reply) {
+            env::spawn(std::future::pending::<()>());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_service_spawns_belongs_to_the_endpoints_scope_whoever_delivers() {
+        let scope = env::Scope::seeded(1);
+        let network = MemoryNetwork::new(1);
+        let endpoint = scope.enter(|| Endpoint::new(A, network.port(A)));
+        endpoint.register(Kind::Kv, Arc::new(Spawn));
+        assert_eq!(scope.live_tasks(), 0);
+        endpoint.deliver(B, Frame { kind: Kind::Kv, reply: false, call: 0, body: Bytes::new() });
+        assert_eq!(scope.live_tasks(), 1);
+    }
 
     /// Answers with the body, or never when it is empty.
     struct Echo;

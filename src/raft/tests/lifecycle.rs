@@ -27,6 +27,21 @@ async fn the_log_stays_short_under_endless_overwrites() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_log_of_a_group_that_comes_to_rest_is_cut_although_it_is_shorter_than_the_state() {
+    let world = World::with_group(3, frugal()).await;
+    let mut last = 0;
+    for n in 0..200 {
+        last = world.write(&format!("key{n}"), "x".repeat(1_000)).await;
+    }
+    let longest = world.groups.values().map(|group| group.status().log_bytes).max();
+    assert!(longest > Some(60_000), "new rows add as much to the state as to the log: {longest:?}");
+    eventually("every log was cut", || {
+        world.groups.values().all(|group| group.status().snapshot == last && group.status().log_bytes < 10_000)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replica_that_is_far_behind_gets_a_snapshot() {
     let mut world = World::with_group(3, frugal()).await;
     let leader = world.leader().await;
