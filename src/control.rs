@@ -6,9 +6,9 @@
 //!
 //! # Power loss
 //!
-//! `kill -9` alone never tests a sync: what was written stays in the page cache. With `lossy`, the log writer hands
-//! nothing to the operating system before the moment at which it would sync: what is to be synced waits in the process
-//! for `sync_ms`, what need not be synced waits for the next record that must. So `kill -9` loses exactly what was not
+//! `kill -9` alone never tests a sync: what was written stays in the page cache. But the log writer hands nothing to the
+//! operating system before the moment at which it syncs: with `sync_ms` what is to be synced waits in the process for so
+//! long, and what need not be synced waits for the next record that must. So `kill -9` loses exactly what was not
 //! synced, and whoever is told "durable" too early is found out. What this does not show: a sync that the log engine
 //! forgets below its own interface, torn writes, and unsynced files other than the log (a snapshot counts only under the
 //! name it gets after its sync; identity and map are small, rare and synced). Those belong to the simulation.
@@ -54,8 +54,6 @@ pub struct Orders {
     pub disk: Disk,
     /// A sync takes up to this much longer, and at least a tenth of it.
     pub sync_ms: u64,
-    /// What is not synced is lost when the process dies. Looked at once, when the node starts.
-    pub lossy: bool,
 }
 
 impl Orders {
@@ -81,7 +79,6 @@ impl Orders {
 #[derive(Debug)]
 pub struct Control {
     path: PathBuf,
-    lossy: bool,
     orders: Mutex<Orders>,
     changed: Condvar,
 }
@@ -93,8 +90,7 @@ impl Control {
     /// When the file cannot be read, or holds something else.
     pub fn open(path: &Path) -> io::Result<Arc<Self>> {
         let orders = Orders::read(path)?;
-        let (path, lossy) = (path.to_owned(), orders.lossy);
-        let control = Arc::new(Self { path, lossy, orders: Mutex::new(orders), changed: Condvar::new() });
+        let control = Arc::new(Self { path: path.to_owned(), orders: Mutex::new(orders), changed: Condvar::new() });
         let weak = Arc::downgrade(&control);
         let parent = rustix::process::getppid();
         thread::Builder::new().name("drill-control".to_owned()).spawn(move || {
@@ -121,12 +117,6 @@ impl Control {
             Ok(_same) => {}
             Err(error) => tracing::error!(%error, "the orders of the drill cannot be read"),
         }
-    }
-
-    /// Whether what is not synced must stay in this process.
-    #[must_use]
-    pub const fn is_lossy(&self) -> bool {
-        self.lossy
     }
 
     /// How the disk is now.

@@ -94,7 +94,7 @@ impl Cluster {
             }
             command.extend(network.dial_of(index));
             let mut node = Node::new(format!("n{}", index + 1), address.clone(), dir, command)?;
-            node.order(|orders| (orders.lossy, orders.sync_ms) = (lossy, sync_ms))?;
+            node.order(|orders| orders.sync_ms = sync_ms)?;
             node.start()?;
             nodes.push(node);
         }

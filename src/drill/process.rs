@@ -201,7 +201,7 @@ impl Node {
     /// # Errors
     /// When its orders cannot be written.
     pub fn relieve(&mut self, sync_ms: u64) -> Result<(), Error> {
-        let relieved = Orders { wall_offset_ms: 0, disk: Disk::Good, sync_ms, ..self.orders.clone() };
+        let relieved = Orders { wall_offset_ms: 0, disk: Disk::Good, sync_ms };
         if relieved == self.orders { Ok(()) } else { self.order(|orders| *orders = relieved) }
     }
 

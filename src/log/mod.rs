@@ -9,8 +9,8 @@
 //! * what is recovered per replica is contiguous: no hole between the purge point and the last entry.
 
 mod extent;
-pub mod fjall;
 pub mod memory;
+pub mod segments;
 pub mod snapshots;
 #[cfg(test)]
 mod testing;

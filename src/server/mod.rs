@@ -33,8 +33,8 @@ use crate::{
     key::NodeId,
     log::{
         LogEngine,
-        fjall::{FjallLog, FjallOptions},
         memory::MemoryLog,
+        segments::{SegmentLog, SegmentOptions},
         snapshots::{FileSnapshots, MemorySnapshots, SnapshotStore},
     },
     node::{
@@ -205,8 +205,8 @@ impl Core {
             let path = path.display().to_string();
             |source| StartError::Log { path, source }
         };
-        let options = FjallOptions { control: self.control.clone(), ..FjallOptions::default() };
-        let engine = FjallLog::open(&log, options).map_err(at(&log))?;
+        let options = SegmentOptions { control: self.control.clone(), ..SegmentOptions::default() };
+        let engine = SegmentLog::open(&log, options).map_err(at(&log))?;
         let store = FileSnapshots::open(&snapshots).map_err(at(&snapshots))?;
         Ok((Arc::new(engine), Arc::new(store.controlled(self.control.clone()))))
     }

@@ -7,8 +7,8 @@ use std::{fs, path::Path};
 const KEYS: usize = 64;
 const VALUE_BYTES: usize = 64 << 10;
 const OVERWRITES: usize = 12_288;
-/// The rows take 4 MiB. The log engine keeps two journals of 64 MiB, the one in use and the one before; the rest is for
-/// its tables, the log and the snapshots.
+/// The rows take 4 MiB, what is live of the log some more. The log engine keeps up to three segments of 32 MiB then, a
+/// spare one and what is being written; the rest is for the snapshots.
 const DISK_BYTES_MAX: u64 = 192 << 20;
 
 fn size(path: &Path) -> u64 {

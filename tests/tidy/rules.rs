@@ -157,7 +157,6 @@ fn purity(file: &File<'_>) -> Vec<String> {
         "openraft",
         "rand",
         "rustix",
-        "fjall",
         "std::fs",
         "std::net",
         "std::thread",

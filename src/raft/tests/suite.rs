@@ -5,8 +5,8 @@ use crate::{
     key::{PartitionId, ReplicaId},
     log::{
         LogEngine, Recovered,
-        fjall::{FjallLog, FjallOptions},
         memory::MemoryLog,
+        segments::{SegmentLog, SegmentOptions},
         snapshots::MemorySnapshots,
     },
     raft::{
@@ -122,5 +122,5 @@ async fn openraft_accepts_the_log_in_memory() {
 #[tokio::test]
 async fn openraft_accepts_the_log_on_disk() {
     let dir = tempfile::tempdir().unwrap();
-    suite(Arc::new(FjallLog::open(dir.path(), FjallOptions::default()).unwrap())).await;
+    suite(Arc::new(SegmentLog::open(dir.path(), SegmentOptions::default()).unwrap())).await;
 }

@@ -1,22 +1,29 @@
-//! The log on disk: one `fjall` database for all groups of a node, written by one thread.
+//! The log on disk: one sequence of records for all groups of a node, in files of bounded length, written by one thread.
 //!
-//! The thread takes everything that waits, writes it as one batch, syncs once, and then runs every `done`: the cost of a
-//! sync is shared by all groups. A batch of nothing but commit hints is not synced. All keys (see `layout`) live in one
-//! fjall keyspace, because a journal can only be dropped when every keyspace with data in it has been flushed.
+//! The thread takes everything that waits, writes it as one *frame*, syncs once, and then runs every `done`: the cost of a
+//! sync is shared by all groups. Commit hints cause no write: the newest of each replica goes with the next frame, or with
+//! the last one when the log is closed. Frames follow one another in *segments* (see `frame` for the bytes); segments of
+//! which nothing is needed go, and what pins old ones is copied forward (see `collect`).
 //!
 //! Invariants:
-//! * a record is written whole or not at all, in the order submitted;
+//! * a frame is written whole or not at all, in the order submitted; frame `n + 1` is begun when `n` is on the disk;
 //! * after a failed write or sync nothing is acknowledged: the node logs it and aborts, since what reached the disk is
 //!   not known any more;
-//! * a write that was synced and has become unreadable is found at start, not skipped: see `seal`;
-//! * disk use is bounded by a multiple of what is live, plus journals of [`JOURNAL_BYTES_MAX`].
+//! * a frame that was synced and has become unreadable is found at start, not skipped, unless it is the very last one of a
+//!   log that was not closed: see `read`;
+//! * disk use is at most about thrice what is live, plus [`SEGMENTS_KEPT`] segments, a spare one, and a frame's excess.
 
-mod layout;
-mod seal;
+mod collect;
+mod files;
+mod frame;
+mod index;
+mod read;
 mod writer;
 
 #[cfg(test)]
 mod tests;
+
+pub use collect::SEGMENTS_KEPT;
 
 use super::{Done, LogEngine, NodeMeta, Record, Recovered};
 use crate::{
@@ -24,49 +31,42 @@ use crate::{
     key::{PartitionId, ReplicaId},
 };
 use bytes::Bytes;
-use fjall::{
-    CompressionType, Database, Keyspace, KeyspaceCreateOptions,
-    config::{CompressionPolicy, FilterPolicy},
-};
-use layout::Place;
+use files::Files;
 use parking_lot::{Condvar, Mutex};
-use seal::Seal;
+use read::Found;
 use std::{
     collections::{BTreeMap, VecDeque},
-    fs, io,
-    panic::AssertUnwindSafe,
+    io,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        mpsc::{self, SyncSender},
+    },
     thread::{self, JoinHandle, ThreadId},
     time::Duration,
 };
 use tokio::time::Instant;
-use writer::{Job, Writer};
+use writer::{Job, Meta, Writer};
+
+type Place = (PartitionId, ReplicaId);
 
 /// Bytes of records that may wait for the disk. A caller that would exceed it waits: the disk has fallen far behind.
 pub const QUEUE_BYTES_MAX: usize = 128 << 20;
 
-/// Bytes of records written as one batch, unless one record alone is longer.
+/// Bytes of records written as one frame, unless one record alone is longer.
 pub const BATCH_BYTES_MAX: usize = 16 << 20;
 
-/// Bytes of old journals that fjall keeps before it forces memtables out. The least it accepts.
-pub const JOURNAL_BYTES_MAX: u64 = 64 << 20;
+/// Bytes after which a segment ends; the frame that reaches them is its last.
+pub const SEGMENT_BYTES: u64 = 32 << 20;
 
 /// A write that takes longer counts as failed: a hung disk must not leave a node that leads but cannot write.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 
-/// fjall's cache of blocks. Small: the disk is read only at start.
-const CACHE_BYTES: u64 = 4 << 20;
-
-/// fjall's threads. With more than one, the first of them does nothing but hand a request to compact back to the queue, over
-/// and over, for as long as another one compacts: an eighth of all CPU time of a cluster under writes.
-const WORKERS: usize = 1;
-
 /// How to open a log.
 #[derive(Clone, Debug)]
-pub struct FjallOptions {
-    /// Bytes that fjall gathers in memory before it writes a table.
-    pub memtable_bytes: u64,
+pub struct SegmentOptions {
+    /// See [`SEGMENT_BYTES`].
+    pub segment_bytes: u64,
     /// See [`WRITE_STALL_MAX`].
     pub write_stall_max: Duration,
     /// Runs when a write or a sync has failed or hangs. Aborts the process; tests look on.
@@ -75,10 +75,10 @@ pub struct FjallOptions {
     pub control: Option<Arc<Control>>,
 }
 
-impl Default for FjallOptions {
+impl Default for SegmentOptions {
     fn default() -> Self {
         Self {
-            memtable_bytes: 16 << 20,
+            segment_bytes: SEGMENT_BYTES,
             write_stall_max: WRITE_STALL_MAX,
             on_fatal: |_| std::process::abort(),
             control: None,
@@ -87,11 +87,11 @@ impl Default for FjallOptions {
 }
 
 /// The log on disk.
-pub struct FjallLog {
+pub struct SegmentLog {
     queue: Arc<Queue>,
-    records: Keyspace,
+    meta: Meta,
     dir: PathBuf,
-    options: FjallOptions,
+    options: SegmentOptions,
     writer: ThreadId,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -113,39 +113,29 @@ struct Waiting {
     found: Option<BTreeMap<Place, Recovered>>,
 }
 
-impl FjallLog {
+impl SegmentLog {
     /// Opens or makes the log in `dir`. Blocks; reads everything once.
     ///
     /// # Errors
     /// When the directory is in use, cannot be read, or holds damaged bytes; names the place.
-    pub fn open(dir: impl Into<PathBuf>, options: FjallOptions) -> io::Result<Self> {
+    pub fn open(dir: impl Into<PathBuf>, options: SegmentOptions) -> io::Result<Self> {
         let dir = dir.into();
-        fs::create_dir_all(&dir)?;
-        let seal = Seal::open(&dir)?;
-        let database = dir.join("db");
-        let written = seal::last_written(&database, &seal)?;
-        let db = open_database(&database)?;
-        let create = || {
-            KeyspaceCreateOptions::default()
-                .max_memtable_size(options.memtable_bytes)
-                .data_block_compression_policy(CompressionPolicy::disabled())
-                .filter_policy(FilterPolicy::disabled()) // Nothing is ever looked up by key.
-        };
-        let records = db.keyspace("log", create).map_err(|error| error_at(&database, error))?;
-        layout::check_format(&records, &dir)?;
-        let synced = seal.check(&records, written)?;
-        let found = layout::load(&records, &dir)?;
-        let extents = found.iter().map(|(place, found)| (*place, layout::extent_of(found))).collect();
+        let (files, found) = Files::open(&dir)?;
+        Self::start(dir, options, files, found)
+    }
 
-        let state = Waiting { jobs: VecDeque::new(), bytes: 0, closed: false, busy_since: None, found: Some(found) };
+    fn start(dir: PathBuf, options: SegmentOptions, files: Files, mut found: Found) -> io::Result<Self> {
+        let all_found = Some(writer::all_found(&found));
+        let meta: Meta = Arc::new(Mutex::new(std::mem::take(&mut found.meta)));
+        let state = Waiting { jobs: VecDeque::new(), bytes: 0, closed: false, busy_since: None, found: all_found };
         let queue = Arc::new(Queue { state: Mutex::new(state), filled: Condvar::new(), emptied: Condvar::new() });
-        let writer =
-            Writer::new(db, records.clone(), (seal, synced), extents, options.on_fatal, options.control.clone());
+        let (on_fatal, control) = (options.on_fatal, options.control.clone());
+        let writer = Writer::new((files, found), Arc::clone(&meta), options.segment_bytes, on_fatal, control);
         let thread = thread::Builder::new().name("log-writer".into()).spawn({
             let queue = Arc::clone(&queue);
             move || writer.run(&queue)
         })?;
-        Ok(Self { queue, records, dir, options, writer: thread.thread().id(), thread: Mutex::new(Some(thread)) })
+        Ok(Self { queue, meta, dir, options, writer: thread.thread().id(), thread: Mutex::new(Some(thread)) })
     }
 
     fn push(&self, job: Job) {
@@ -165,7 +155,7 @@ impl FjallLog {
         self.queue.filled.notify_one();
     }
 
-    /// Ends the process when the writer hangs. fjall itself waits for ever once its own threads have failed.
+    /// Ends the process when the writer hangs.
     fn watch(&self, waiting: &mut Waiting) {
         if waiting.busy_since.is_some_and(|since| since.elapsed() > self.options.write_stall_max) {
             waiting.busy_since = None;
@@ -176,13 +166,10 @@ impl FjallLog {
         }
     }
 
-    /// Waits until the writer has done what `job` makes of a `done`.
-    fn push_and_wait(&self, job: impl FnOnce(Done) -> Job) -> io::Result<()> {
+    /// Waits for what the writer sends when it has done the job.
+    fn push_and_wait<T>(&self, job: impl FnOnce(SyncSender<io::Result<T>>) -> Job) -> io::Result<T> {
         let (sender, receiver) = mpsc::sync_channel(1);
-        self.push(job(Box::new(move |result| {
-            // Nobody waits any more only if the waiting thread has panicked.
-            let _ = sender.send(result);
-        })));
+        self.push(job(sender));
         receiver.recv().unwrap_or_else(|_| Err(io::Error::other("the log writer has stopped")))
     }
 }
@@ -214,35 +201,36 @@ impl Queue {
     }
 }
 
-impl LogEngine for FjallLog {
-    /// Never waits for the disk, unless [`QUEUE_BYTES_MAX`] wait already. `done` runs on the writer's thread: it must be
-    /// quick.
+/// A `done` that tells a thread which waits.
+fn telling(sender: SyncSender<io::Result<()>>) -> Done {
+    Box::new(move |result| {
+        // Nobody waits any more only if the waiting thread has panicked.
+        let _ = sender.send(result);
+    })
+}
+
+impl LogEngine for SegmentLog {
     fn submit(&self, group: PartitionId, replica: ReplicaId, record: Record, done: Option<Done>) {
         self.push(Job::Record { place: (group, replica), record, done });
     }
 
     fn recover(&self) -> io::Result<BTreeMap<Place, Recovered>> {
         let found = self.queue.state.lock().found.take();
-        if let Some(found) = found {
-            return Ok(found);
-        }
-        self.push_and_wait(Job::Barrier)?;
-        layout::load(&self.records, &self.dir)
+        found.map_or_else(|| self.push_and_wait(Job::Recover), Ok)
     }
 }
 
-impl NodeMeta for FjallLog {
+impl NodeMeta for SegmentLog {
     fn put_meta(&self, name: &str, value: Bytes) -> io::Result<()> {
-        self.push_and_wait(|done| Job::Meta { key: layout::meta_key(name), value, done })
+        self.push_and_wait(|sender| Job::Meta { name: name.to_owned(), value, done: telling(sender) })
     }
 
     fn get_meta(&self, name: &str) -> io::Result<Option<Bytes>> {
-        let value = self.records.get(layout::meta_key(name)).map_err(|error| error_at(&self.dir, error))?;
-        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+        Ok(self.meta.lock().get(name).map(|mark| mark.value.clone()))
     }
 }
 
-impl Drop for FjallLog {
+impl Drop for SegmentLog {
     fn drop(&mut self) {
         self.queue.state.lock().closed = true;
         self.queue.filled.notify_all();
@@ -254,34 +242,10 @@ impl Drop for FjallLog {
     }
 }
 
-impl std::fmt::Debug for FjallLog {
+impl std::fmt::Debug for SegmentLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FjallLog").field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("SegmentLog").field("dir", &self.dir).finish_non_exhaustive()
     }
-}
-
-fn open_database(path: &Path) -> io::Result<Database> {
-    let builder = Database::builder(path)
-        .cache_size(CACHE_BYTES)
-        .max_journaling_size(JOURNAL_BYTES_MAX)
-        .journal_compression(CompressionType::None)
-        .worker_threads(WORKERS);
-    // fjall panics on some damaged bytes instead of returning an error.
-    match std::panic::catch_unwind(AssertUnwindSafe(|| builder.open())) {
-        Ok(opened) => opened.map_err(|error| error_at(path, error)),
-        Err(_panic) => Err(corrupt(path, "fjall cannot make sense of it")),
-    }
-}
-
-/// fjall's error as one of ours, naming the place.
-fn error_at(path: &Path, error: fjall::Error) -> io::Error {
-    let (kind, why) = match error {
-        fjall::Error::Io(error) => (error.kind(), error.to_string()),
-        fjall::Error::Locked => (io::ErrorKind::ResourceBusy, "in use by another process".into()),
-        fjall::Error::Poisoned => (io::ErrorKind::Other, "an earlier write has failed".into()),
-        error => (io::ErrorKind::InvalidData, format!("{error:?}")),
-    };
-    io::Error::new(kind, format!("log in {}: {why}", path.display()))
 }
 
 fn corrupt(dir: &Path, why: impl std::fmt::Display) -> io::Error {
