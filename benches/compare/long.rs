@@ -35,6 +35,8 @@ const STOP: &str = "leader-stop";
 
 const VALUE_BYTES: usize = 100;
 const KEY_BYTES: usize = 16;
+/// Rest before memory is taken: what a system does once nothing is written any more belongs to it.
+const REST: Duration = Duration::from_secs(20);
 /// Memory is taken once it has changed by less than a hundredth in this time, or after so many of these.
 const SETTLE_LOOK: Duration = Duration::from_secs(2);
 const SETTLE_LOOKS_MAX: u32 = 15;
@@ -125,6 +127,7 @@ impl Long {
     }
 
     async fn memory(&mut self, cluster: &Cluster, empty: Memory, rows: u64) {
+        sleep(REST).await;
         let mut full = cluster.servers.memory();
         for _ in 0..SETTLE_LOOKS_MAX {
             sleep(SETTLE_LOOK).await;

@@ -33,6 +33,9 @@ pub(crate) async fn start(program: &Path, dir: &Path, partitions: u64, rows: u64
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MERIDIAN_")) {
             command.env_remove(name);
         }
+        // As deploy/cluster.sh does: a thread for which there is no core only makes others wait.
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        command.env("TOKIO_WORKER_THREADS", (cores / REPLICAS).max(1).to_string());
         command.args(["start", "--listen", address, "--http", "127.0.0.1:0", "--join", &others.join(",")]);
         command.arg("--data").arg(dir.join(format!("n{index}")));
         servers.start(format!("n{index}"), dir, command)?;
