@@ -150,9 +150,13 @@ impl SegmentLog {
         self.watch(&mut waiting);
         waiting.found = None;
         waiting.bytes += job.bytes();
+        // A hint goes with whatever is written next: nobody waits for it.
+        let wakes = !job.is_hint() || waiting.bytes >= BATCH_BYTES_MAX;
         waiting.jobs.push_back(job);
         drop(waiting);
-        self.queue.filled.notify_one();
+        if wakes {
+            self.queue.filled.notify_one();
+        }
     }
 
     /// Ends the process when the writer hangs.

@@ -37,6 +37,11 @@ pub(super) enum Job {
 }
 
 impl Job {
+    /// Whether it can wait for one that cannot.
+    pub(super) const fn is_hint(&self) -> bool {
+        matches!(self, Self::Record { record: Record::Committed(_), done: None, .. })
+    }
+
     /// Bytes that count against the bounds of queue and batch.
     pub(super) fn bytes(&self) -> usize {
         let payload = match self {
