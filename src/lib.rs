@@ -43,6 +43,9 @@
 //! whether the write is a repetition → the reply. An error says `not applied` only if the write was never proposed or was
 //! refused in the log; everything else is `unknown`, and safe to retry under the same sequence.
 //!
+//! Before it is batched, the write takes its place in the budgets of its node ([`node::Admission`]): one that there is no
+//! room for is refused there, before it costs anything.
+//!
 //! # A read
 //!
 //! The same router picks a replica by the level asked for. The replica first reaches the point that the level needs: a

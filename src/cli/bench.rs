@@ -2,8 +2,9 @@
 //!
 //! Closed loop: each of `--clients` sends its next request when the last one is answered, so the rate adapts to the
 //! cluster and waiting before sending is not part of a latency. With `--rate` the loop is open: requests are sent when
-//! they are due, whatever has become of the earlier ones, and latencies count from then. Percentiles are those of answered
-//! requests; errors are counted by reason. The rows stay where they are: use a keyspace of your own and drop it afterwards.
+//! they are due, whatever has become of the earlier ones, and latencies count from then; those that could not be sent in
+//! time from here are counted as `NOT_SENT`. Percentiles are those of answered requests; errors are counted by reason. The
+//! rows stay where they are: use a keyspace of your own and drop it afterwards.
 
 use super::{
     failure::Failure,
@@ -42,8 +43,10 @@ const PREPARE_BATCH_ROWS: u64 = 200;
 
 /// How often those requests are sent that have become due.
 const SEND_EVERY: Duration = Duration::from_millis(1);
-/// Requests of an open loop that may be in flight; others are counted as `NOT_SENT`.
-const OPEN_IN_FLIGHT_MAX: usize = 100_000;
+/// Requests of an open loop that may be in flight.
+const OPEN_IN_FLIGHT_MAX: usize = 20_000;
+/// A request that has been due for longer is not sent any more.
+const OVERDUE_MAX: Duration = Duration::from_millis(100);
 
 /// What to measure.
 #[derive(Subcommand, Debug)]
@@ -328,7 +331,7 @@ async fn open_loop(plan: &Arc<Plan>, remote: &Remote, rate: u32, from: Instant, 
         let due_by_now = (began.elapsed().as_secs_f64() * f64::from(rate)) as u64;
         for n in sent..due_by_now {
             let due = began + Duration::from_secs_f64(n as f64 / f64::from(rate));
-            if in_flight.len() >= OPEN_IN_FLIGHT_MAX {
+            if in_flight.len() >= OPEN_IN_FLIGHT_MAX || due.elapsed() > OVERDUE_MAX {
                 unsent += u64::from(due >= from);
                 continue;
             }

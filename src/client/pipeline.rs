@@ -7,7 +7,9 @@
 //! Invariants:
 //! * a request is answered once: by the node, by its deadline, or by the loss of the connection;
 //! * "not applied" is said only of requests that were never written to the stream;
-//! * requests in flight, queued messages and their bytes are bounded.
+//! * requests in flight, queued messages and their bytes are bounded;
+//! * a request that is sent has half of its time left at least, as far as that depends on others, and the node is told what
+//!   is left: it does nothing for callers who have gone.
 
 use crate::{
     env,
@@ -73,6 +75,7 @@ struct State {
 #[derive(Debug)]
 struct Waiting {
     sent: bool,
+    deadline: Instant,
     answer: oneshot::Sender<Result<v1::Reply, Error>>,
 }
 
@@ -101,11 +104,12 @@ impl Pipeline {
     /// `UNREACHABLE`, `DEADLINE_EXCEEDED` or `OVERLOADED`; the outcome says `NotApplied` if it was never sent, otherwise
     /// `Unknown`. Errors of the node are inside the reply.
     pub async fn call(&self, mut request: v1::Request, deadline: Instant) -> Result<v1::Reply, Error> {
-        let Ok(slot) = timeout_at(deadline, self.shared.slots.acquire()).await else {
+        let patience = deadline.saturating_duration_since(Instant::now()) / 2;
+        let Ok(slot) = timeout(patience, self.shared.slots.acquire()).await else {
             return Err(self.overloaded());
         };
         let _slot = slot.expect("the semaphore is never closed");
-        let (id, answer) = self.shared.begin(&self.address)?;
+        let (id, answer) = self.shared.begin(&self.address, deadline)?;
         let waiting = Guard { shared: &self.shared, id };
         request.id = id;
         if let Err(error) = self.queue.try_send(request) {
@@ -155,7 +159,11 @@ impl Drop for Guard<'_> {
 
 impl Shared {
     /// Enters a request.
-    fn begin(&self, address: &str) -> Result<(u64, oneshot::Receiver<Result<v1::Reply, Error>>), Error> {
+    fn begin(
+        &self,
+        address: &str,
+        deadline: Instant,
+    ) -> Result<(u64, oneshot::Receiver<Result<v1::Reply, Error>>), Error> {
         let mut state = self.state.lock();
         if let Some((until, why)) = &state.down {
             if Instant::now() < *until {
@@ -166,7 +174,7 @@ impl Shared {
         state.last_id += 1;
         let id = state.last_id;
         let (answer, answered) = oneshot::channel();
-        state.waiting.insert(id, Waiting { sent: false, answer });
+        state.waiting.insert(id, Waiting { sent: false, deadline, answer });
         Ok((id, answered))
     }
 
@@ -231,11 +239,15 @@ impl Shared {
             fits
         });
         let take = take.count();
-        let mut state = self.state.lock();
-        let requests: Vec<v1::Request> = batch
-            .drain(..take)
-            .filter(|request| state.waiting.get_mut(&request.id).map(|waiting| waiting.sent = true).is_some())
-            .collect();
+        let (mut state, now) = (self.state.lock(), Instant::now());
+        let mut send = |mut request: v1::Request| {
+            let waiting = state.waiting.get_mut(&request.id)?;
+            waiting.sent = true;
+            let left_ms = waiting.deadline.saturating_duration_since(now).as_millis();
+            request.deadline_ms = u32::try_from(left_ms).unwrap_or(u32::MAX).max(1);
+            Some(request)
+        };
+        let requests: Vec<v1::Request> = batch.drain(..take).filter_map(&mut send).collect();
         drop(state);
         match requests.is_empty() {
             true if batch.is_empty() => None,

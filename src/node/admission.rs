@@ -31,8 +31,10 @@ use tokio::time::Instant;
 const PARTITION_WRITES_MAX: u64 = QUEUE_MAX as u64 / 2;
 /// A write that would wait longer than this is refused: later answers come when the caller has asked again already.
 const WAIT_MAX: Duration = Duration::from_millis(500);
-/// So few writes of a partition, of so few bytes, are never refused for the time they wait: fewer would not be faster.
+/// While a node has let in so few writes, of so few bytes, none is refused for the time it waits: fewer would not be faster.
 const UNHURRIED: Amount = Amount { writes: 256, bytes: 4 << 20 };
+/// The same for the writes of one partition on a node that is busy.
+const UNHURRIED_PARTITION_WRITES: u64 = 16;
 /// Shortest and longest time after which whoever is refused is to try again.
 const RETRY_MS: (u64, u64) = (10, 2_000);
 /// The same when memory is full: somebody has to delete rows first.
@@ -40,7 +42,7 @@ const RETRY_MEMORY_MS: u32 = 2_000;
 /// One in so many counts of what is new in the smoothed wait of a partition.
 const SMOOTHING: u64 = 8;
 /// Bytes that a row takes besides its key and its value, about.
-const ROW_BYTES: u64 = 128;
+const ROW_BYTES: u64 = 64;
 
 /// How much a node lets in and holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -205,8 +207,8 @@ impl Entrance {
             let message = format!("{used} {what} {where_} are not answered yet, and {limit} is the limit");
             return Err(Refused { budget, message, limit, used });
         }
-        let waiting = line.used;
-        if waiting.writes < UNHURRIED.writes && waiting.bytes < UNHURRIED.bytes {
+        let at_rest = node.writes < UNHURRIED.writes && node.bytes < UNHURRIED.bytes;
+        if at_rest || line.used.writes < UNHURRIED_PARTITION_WRITES {
             return Ok(());
         }
         let (wait, limit) = (line.wait(), WAIT_MAX.min(left / 2));
@@ -360,7 +362,7 @@ mod tests {
         let mut ticket = entrance.ticket(soon(), None);
         ticket.take(&put(9_000)).unwrap();
         assert_eq!(budget(&ticket.take(&put(9_000)).unwrap_err()), "partition_bytes");
-        admission.holds(5, 360, 0);
+        admission.holds(5, 680, 0);
         assert!(admission.is_full());
         let refused = ticket.take(&put(1)).unwrap_err();
         assert_eq!((refused.reason, refused.retry_after_ms), (Reason::MemoryFull, 2_000));
@@ -371,7 +373,7 @@ mod tests {
         let relief = [delete(), of(Op::Batch(vec![item(Action::Delete { must_exist: true })])), of(all)];
         relief.iter().for_each(|write| ticket.take(write).unwrap());
         assert_eq!(used(&admission), 4, "it counts all the same");
-        admission.holds(5, 359, 0);
+        admission.holds(5, 679, 0);
         ticket.take(&put(1)).unwrap();
         let refused = entrance.ticket(soon(), Some(NodeId(3))).take(&put(1)).unwrap_err();
         assert!(refused.reason == Reason::MemoryFull && refused.message.starts_with("node n3, a member"), "{refused}");

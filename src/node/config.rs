@@ -134,7 +134,7 @@ pub struct BudgetSettings {
     /// Their bytes. Default a sixteenth of the machine's memory, between 64 MiB and 1 GiB: each of them is held about three
     /// times, as a request, in the log and on its way to the other replicas.
     pub bytes_max: Option<u64>,
-    /// Bytes of rows (128 for each besides its key and value) and logs from which on only deletes are taken; 0: no limit.
+    /// Bytes of rows (64 for each besides its key and value) and logs from which on only deletes are taken; 0: no limit.
     /// Default four fifths of the machine's memory, or of what its control group allows.
     pub memory_bytes_max: Option<u64>,
 }

@@ -25,6 +25,7 @@ fn scripts_are_executable_and_well_formed() {
         "deploy/try-debian.sh",
         "deploy/try-healing.sh",
         "deploy/try-idle.sh",
+        "deploy/try-overload.sh",
         "deploy/try-spread.sh",
         ".ci/run",
     ] {

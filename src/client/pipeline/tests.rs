@@ -244,13 +244,15 @@ async fn a_refused_connection_is_not_applied() {
 #[tokio::test]
 async fn requests_nobody_waits_for_are_not_sent() {
     let shared = Shared { slots: Semaphore::new(1), state: Mutex::default() };
-    let (left, _answer) = shared.begin("n").unwrap();
-    let (stayed, _answer) = shared.begin("n").unwrap();
+    let (left, _answer) = shared.begin("n", Instant::now() + CONNECT_MAX).unwrap();
+    let (stayed, _answer) = shared.begin("n", Instant::now() + CONNECT_MAX).unwrap();
     drop(Guard { shared: &shared, id: left });
     let mut batch = vec![v1::Request { id: left, ..get("a") }, v1::Request { id: stayed, ..get("b") }];
     let message = shared.next_message(&mut batch).unwrap();
     assert_eq!(message.requests.len(), 1);
     assert_eq!(message.requests[0].id, stayed);
+    let left_ms = u128::from(message.requests[0].deadline_ms);
+    assert!((1..=CONNECT_MAX.as_millis()).contains(&left_ms), "the node is told what is left: {left_ms} ms");
     assert!(shared.next_message(&mut batch).is_none());
 }
 
@@ -260,7 +262,7 @@ async fn messages_are_cut_by_bytes() {
     let mut answers = Vec::new();
     let mut batch: Vec<v1::Request> = (0..5)
         .map(|_| {
-            let (id, answer) = shared.begin("n").unwrap();
+            let (id, answer) = shared.begin("n", Instant::now() + CONNECT_MAX).unwrap();
             answers.push(answer);
             v1::Request { id, ..get(vec![0; MESSAGE_BYTES / 2]) }
         })
