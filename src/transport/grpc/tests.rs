@@ -56,6 +56,22 @@ struct Node {
     runtime: Option<Runtime>,
 }
 
+/// Listens on a port. One that a node had before may be that of somebody's outgoing connection for the moment: those get
+/// theirs from the same numbers.
+async fn listen(port: u16) -> tokio::net::TcpListener {
+    let free = async {
+        loop {
+            match tokio::net::TcpListener::bind(("127.0.0.1", port)).await {
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                bound => return bound.unwrap(),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), free).await.expect("the port is free again")
+}
+
 impl Node {
     fn start(cluster: &str, me: NodeId, port: u16) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -66,7 +82,7 @@ impl Node {
             endpoint.register(kind, keep.clone());
         }
         let server = Arc::new(FrameServer::new(cluster, me, endpoint.clone()));
-        let listener = runtime.block_on(tokio::net::TcpListener::bind(("127.0.0.1", port))).unwrap();
+        let listener = runtime.block_on(listen(port));
         let address = listener.local_addr().unwrap();
         let service = InternodeServer::new(Mounted(server.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let serving = tonic::transport::Server::builder()
