@@ -163,6 +163,10 @@ impl<C: Caller> Router<C> {
                 self.next_round(job, &mut tries, &map).await?;
                 continue;
             };
+            // A pause may end a little late: what was said before it tells more than that the time is over.
+            if tries.last.is_some() && Instant::now() >= job.deadline {
+                return Err(tries.give_up(job));
+            }
             let error = match self.attempt(job, partition.id, node, &mut tries).await {
                 Ok(mut result) => {
                     horizon::tag(&mut result, partition.epoch.bounds, map.version());
