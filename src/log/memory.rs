@@ -12,7 +12,7 @@
 //! * a damaged record is never given back: [`LogEngine::recover`] names it and gives nothing;
 //! * nothing here depends on anything but the order of calls and the seeds given.
 
-use super::{Done, LogEngine, NodeMeta, Record, Recovered, extent::Extent};
+use super::{Done, LogEngine, NodeMeta, ReadDone, Record, Recovered, extent::Extent, within};
 use crate::{
     env,
     key::{PartitionId, ReplicaId},
@@ -22,8 +22,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, VecDeque},
     io,
+    ops::Range,
     time::Duration,
 };
 use tokio::{
@@ -368,6 +370,23 @@ impl LogEngine for MemoryLog {
         disk.waiting.push_back(Waiting { place, record, done });
         drop(disk);
         self.submitted.notify_one();
+    }
+
+    /// Of a simulated disk also what was not synced. Damage is not seen by this: what was written in this life comes from
+    /// the cache of the disk.
+    fn read(&self, group: PartitionId, replica: ReplicaId, indexes: Range<u64>, bytes_max: usize, done: ReadDone) {
+        let place = (group, replica);
+        let entries = {
+            let disk = self.disk.lock();
+            let mut known = disk.durable.get(&place).map_or_else(Cow::default, Cow::Borrowed);
+            for waiting in disk.waiting.iter().filter(|waiting| waiting.place == place) {
+                // What is refused changes nothing.
+                let _ = known.to_mut().apply(&waiting.record);
+            }
+            let live = indexes.map_while(|index| known.kept.entries.get(&index));
+            within(live, bytes_max).cloned().collect()
+        };
+        done(Ok(entries));
     }
 
     /// What is durable; of a simulated disk only what was synced.

@@ -1,7 +1,7 @@
 //! The durable log of a node: one engine for all its groups, behind a narrow trait.
 //!
 //! Knows nothing of openraft: entries, votes and markers are bytes. What is in memory and how Raft reads it is the
-//! business of `raft/`; an engine only makes records durable, in order, and gives them back at start.
+//! business of `raft/`; an engine only makes records durable, in order, and gives them back at start or when asked.
 //!
 //! Invariants:
 //! * records take effect in the order submitted; a `done` runs once its record and all before it are durable;
@@ -17,7 +17,7 @@ mod testing;
 
 use crate::key::{PartitionId, ReplicaId};
 use bytes::Bytes;
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, ops::Range};
 
 /// One change to the log of one replica.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,6 +52,9 @@ pub enum Record {
 /// Runs when a record is durable, or has failed.
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
+/// Runs when entries have been read, or could not be.
+pub type ReadDone = Box<dyn FnOnce(io::Result<Vec<Bytes>>) + Send>;
+
 /// What was found of one replica at start.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Recovered {
@@ -67,10 +70,24 @@ pub struct Recovered {
     pub tombstone: bool,
 }
 
+/// The first of `entries`, and of the others as many as stay with it within `bytes_max` bytes.
+fn within<E: AsRef<[u8]>>(entries: impl Iterator<Item = E>, bytes_max: usize) -> impl Iterator<Item = E> {
+    let mut bytes = 0;
+    entries.take_while(move |entry| {
+        let first = bytes == 0;
+        bytes += entry.as_ref().len();
+        first || bytes <= bytes_max
+    })
+}
+
 /// Makes records durable.
 pub trait LogEngine: Send + Sync + 'static {
     /// Queues a record. Never blocks for the disk.
     fn submit(&self, group: PartitionId, replica: ReplicaId, record: Record, done: Option<Done>);
+
+    /// Reads entries again, with what has been submitted before: from the first of `indexes` on, as many of them as are
+    /// live and stay within `bytes_max` bytes, but one at least; none if the first is not live.
+    fn read(&self, group: PartitionId, replica: ReplicaId, indexes: Range<u64>, bytes_max: usize, done: ReadDone);
 
     /// Everything durable, per replica, with what has been submitted before. Called at start, and by tests.
     ///

@@ -340,7 +340,7 @@ impl Node {
                 group.read(|m, _| (m.store().rows(), m.store().bytes() + m.store().session_bytes()));
             rows += more_rows;
             row_bytes += more_bytes;
-            log_bytes += group.log_bytes();
+            log_bytes += group.log_held_bytes();
         }
         self.admission.holds(rows, row_bytes, log_bytes);
     }

@@ -25,7 +25,8 @@ pub struct RaftConfig {
     /// A snapshot is taken when the log has grown by this much since the last one, or by as much as the state takes,
     /// whichever is more; by this much alone when nothing is written any more.
     pub snapshot_bytes: u64,
-    /// Entries kept after a snapshot for replicas that are a little behind.
+    /// Entries kept after a snapshot for replicas that are a little behind. No more of them than this are in memory
+    /// either, and at most a megabyte.
     pub log_keep_bytes: u64,
     /// Entries kept at most for replicas that are far behind; beyond, they get a snapshot.
     pub log_bytes_max: u64,

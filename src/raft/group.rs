@@ -447,10 +447,10 @@ impl<M: Machine> Group<M> {
         })
     }
 
-    /// Measure of the log, in bytes.
+    /// Measure of what of the log is in memory, in bytes.
     #[must_use]
-    pub fn log_bytes(&self) -> u64 {
-        self.0.running.log.bytes()
+    pub fn log_held_bytes(&self) -> u64 {
+        self.0.running.log.held_bytes()
     }
 
     /// Changes the members to the goal, step by step; see the module `members`. Idempotent: after an error, or when

@@ -7,7 +7,7 @@
 use super::{
     machine::{AnyCell, Item},
     snapshots::{Content, Snapshot, Taker, Vault, position},
-    storage,
+    storage::{self, Log},
     types::{Entry, LogId, Payload, SnapshotMeta, StoredMembership, Types},
 };
 use crate::plant::{Bug, planted};
@@ -33,6 +33,7 @@ const APPLY_BYTES: u64 = 1 << 20;
 pub(super) struct Replicated {
     cell: Arc<dyn AnyCell>,
     vault: Arc<Vault>,
+    log: Log,
     applied: Option<LogId>,
     membership: StoredMembership,
     /// Tells, when dropped, that openraft has let go of the machine.
@@ -41,10 +42,10 @@ pub(super) struct Replicated {
 
 impl Replicated {
     /// The state machine, and what ends when openraft lets go of it.
-    pub(super) fn new(cell: Arc<dyn AnyCell>, vault: Arc<Vault>) -> (Self, oneshot::Receiver<()>) {
+    pub(super) fn new(cell: Arc<dyn AnyCell>, vault: Arc<Vault>, log: Log) -> (Self, oneshot::Receiver<()>) {
         let (alive, gone) = oneshot::channel();
         let membership = StoredMembership::default();
-        (Self { cell, vault, applied: None, membership, _alive: alive }, gone)
+        (Self { cell, vault, log, applied: None, membership, _alive: alive }, gone)
     }
 
     fn item(&mut self, (entry, responder): EntryResponder<Types>) -> Item {
@@ -66,6 +67,9 @@ impl Replicated {
             tracing::error!(applied = ?self.applied, "the machine panicked; the replica stops");
             io::Error::other("the machine panicked")
         })?;
+        if let Some(applied) = self.applied {
+            self.log.let_go(applied.index);
+        }
         let since = self.vault.since.fetch_add(bytes, Ordering::AcqRel) + bytes;
         if since >= self.vault.mark.load(Ordering::Acquire) {
             self.vault.grown.notify_one();

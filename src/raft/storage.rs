@@ -1,11 +1,12 @@
-//! One replica's log: live entries in memory, records to the node's [`LogEngine`].
+//! One replica's log: its last entries in memory, records to the node's [`LogEngine`].
 //!
-//! openraft reads entries from memory only, so that reading never touches a disk; the engine is read once, at start.
-//! How long the log may grow is decided by the snapshot scheduler in [`super::snapshots`].
+//! What is not applied, and the last of what is, is read from memory: only a replica that lags makes others read their
+//! disks. How long the log may grow is decided by the snapshot scheduler in [`super::snapshots`].
 //!
 //! Invariants:
 //! * entries are contiguous, and begin right after the purge point if there is one;
 //! * records are submitted in the order of the calls; openraft's core makes them from one task;
+//! * entries that were let go are applied, so they are never cut off the end;
 //! * an entry is readable when `append` returns and acknowledged only when durable; a vote is visible when durable.
 
 use super::{
@@ -17,6 +18,7 @@ use crate::{
     log::{LogEngine, Record, Recovered},
     plant::{Bug, planted},
 };
+use bytes::Bytes;
 use futures_util::{Stream, stream};
 use openraft::{
     LogState, OptionalSend, RaftLogReader,
@@ -27,7 +29,7 @@ use std::{
     collections::VecDeque,
     fmt::Debug,
     io,
-    ops::{Bound, RangeBounds},
+    ops::{Bound, Range, RangeBounds},
     sync::Arc,
 };
 use tokio::sync::oneshot;
@@ -38,6 +40,9 @@ pub(super) const APPEND_BYTES: usize = 1 << 20;
 /// Entries read at a time to be applied.
 const APPLY_READ_ENTRIES: u64 = 64;
 
+/// Applied entries held in memory, as their measure in bytes, for replicas that are a little behind.
+const HELD_BYTES: u64 = 1 << 20;
+
 /// What an entry costs besides its bytes, when logs are measured.
 const ENTRY_OVERHEAD_BYTES: u64 = 128;
 
@@ -46,9 +51,20 @@ struct Live {
     vote: Option<Vote>,
     committed: Option<LogId>,
     purged: Option<LogId>,
+    /// Position and [`cost`] of entries that are only in the engine: those before `entries`.
+    gone: VecDeque<(LogId, u64)>,
     entries: VecDeque<Entry>,
-    /// Sum of [`cost`] over `entries`.
+    /// Sum of [`cost`] over all of them.
     bytes: u64,
+    /// Sum of [`cost`] over `entries`.
+    held_bytes: u64,
+}
+
+/// Where the next entries are.
+enum Next {
+    Here(Vec<Entry>),
+    /// In the engine.
+    Gone(Range<u64>),
 }
 
 /// What an entry counts when logs are measured, in bytes.
@@ -59,21 +75,25 @@ pub(super) fn cost(entry: &Entry) -> u64 {
 
 impl Live {
     fn first(&self) -> Option<u64> {
-        self.entries.front().map(|entry| entry.log_id.index)
+        let gone = self.gone.front().map(|(log_id, _)| log_id.index);
+        gone.or_else(|| self.entries.front().map(|entry| entry.log_id.index))
     }
 
     fn last(&self) -> Option<LogId> {
-        self.entries.back().map(|entry| entry.log_id).or(self.purged)
+        let held = self.entries.back().map(|entry| entry.log_id);
+        held.or_else(|| self.gone.back().map(|(log_id, _)| *log_id)).or(self.purged)
     }
 
     fn contains(&self, log_id: &LogId) -> bool {
         self.purged.is_some_and(|purged| *log_id <= purged)
+            || self.gone.iter().any(|(gone, _)| gone == log_id)
             || self.range(log_id.index, log_id.index.saturating_add(1)).any(|entry| entry.log_id == *log_id)
     }
 
     /// Offset in `entries` of the first entry at or above `index`.
     fn offset(&self, index: u64) -> usize {
-        let distance = index.saturating_sub(self.first().unwrap_or(index));
+        let first = self.entries.front().map_or(index, |entry| entry.log_id.index);
+        let distance = index.saturating_sub(first);
         usize::try_from(distance).unwrap_or(usize::MAX).min(self.entries.len())
     }
 
@@ -88,8 +108,53 @@ impl Live {
             )));
         }
         self.bytes += cost(&entry);
+        self.held_bytes += cost(&entry);
         self.entries.push_back(entry);
         Ok(())
+    }
+
+    /// Forgets the oldest entries in memory, of those up to `applied`, until the others measure `held_bytes` at most.
+    fn let_go(&mut self, applied: u64, held_bytes: u64) {
+        while self.held_bytes > held_bytes
+            && let Some(entry) = self.entries.pop_front_if(|entry| entry.log_id.index <= applied)
+        {
+            self.held_bytes -= cost(&entry);
+            self.gone.push_back((entry.log_id, cost(&entry)));
+        }
+    }
+
+    /// Cuts off what comes before `index`.
+    fn cut_front(&mut self, index: u64) {
+        while let Some((_, cost)) = self.gone.pop_front_if(|(log_id, _)| log_id.index < index) {
+            self.bytes -= cost;
+        }
+        let offset = self.offset(index);
+        let cut: u64 = self.entries.drain(..offset).map(|entry| cost(&entry)).sum();
+        self.bytes -= cut;
+        self.held_bytes -= cut;
+    }
+
+    /// Cuts off what is not applied: `index` and what comes after.
+    fn cut_back(&mut self, index: u64) {
+        let offset = self.offset(index);
+        let cut: u64 = self.entries.drain(offset..).map(|entry| cost(&entry)).sum();
+        self.bytes -= cut;
+        self.held_bytes -= cut;
+    }
+
+    /// The live entries of `start..end`, or the first ones of them that stay within `bytes_max` bytes.
+    fn next(&self, start: u64, end: u64, bytes_max: usize) -> Next {
+        let start = start.max(self.first().unwrap_or(start));
+        if let Some((last, _)) = self.gone.back().filter(|(last, _)| start <= last.index && start < end) {
+            return Next::Gone(start..end.min(last.index + 1));
+        }
+        let mut bytes = 0;
+        let within = |entry: &&Entry| {
+            let first = bytes == 0;
+            bytes += codec::entry_len(entry);
+            first || bytes <= bytes_max
+        };
+        Next::Here(self.range(start, end).take_while(within).cloned().collect())
     }
 
     fn range(&self, start: u64, end: u64) -> impl Iterator<Item = &Entry> {
@@ -103,6 +168,8 @@ struct Shared {
     replica: ReplicaId,
     engine: Arc<dyn LogEngine>,
     live: Mutex<Live>,
+    /// Measure of applied entries that stay in memory.
+    held_bytes: u64,
 }
 
 /// The log of one replica. Clones are the same log; openraft reads through clones.
@@ -126,15 +193,16 @@ impl Log {
         self.0.live.lock().last()
     }
 
-    /// The log as it was found at start; empty for a new replica.
+    /// The log as it was found at start; empty for a new replica. Of `keep_bytes`, which are kept for others, at most
+    /// [`HELD_BYTES`] stay in memory.
     ///
     /// # Errors
     /// When what was found is damaged or has a hole.
     pub(super) fn open(
         engine: Arc<dyn LogEngine>,
-        group: PartitionId,
-        replica: ReplicaId,
+        (group, replica): (PartitionId, ReplicaId),
         found: &Recovered,
+        keep_bytes: u64,
     ) -> io::Result<Self> {
         let mut live = Live {
             vote: found.vote.as_ref().map(codec::recover_vote).transpose()?,
@@ -143,12 +211,7 @@ impl Log {
             ..Live::default()
         };
         for (index, bytes) in &found.entries {
-            let entry = codec::recover_entry(bytes)
-                .map_err(|damaged| io::Error::new(io::ErrorKind::InvalidData, format!("index {index}: {damaged}")))?;
-            if entry.log_id.index != *index {
-                let why = format!("index {index} holds the entry of index {}", entry.log_id.index);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-            }
+            let entry = recover_entry(*index, bytes)?;
             live.push(entry).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         }
         // The hint is not synced with the entries: it counts only if what it speaks of survived.
@@ -156,7 +219,8 @@ impl Log {
         if planted(Bug::RestartAppliesUncommitted) {
             live.committed = live.last();
         }
-        Ok(Self(Arc::new(Shared { group, replica, engine, live: Mutex::new(live) })))
+        let held_bytes = keep_bytes.min(HELD_BYTES);
+        Ok(Self(Arc::new(Shared { group, replica, engine, live: Mutex::new(live), held_bytes })))
     }
 
     /// Measure of the live entries, in bytes.
@@ -165,19 +229,51 @@ impl Log {
         self.0.live.lock().bytes
     }
 
+    /// Measure of the entries in memory, in bytes.
+    #[must_use]
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.0.live.lock().held_bytes
+    }
+
+    /// Entries up to `applied` are applied: only the last of them stay in memory.
+    pub(super) fn let_go(&self, applied: u64) {
+        self.0.live.lock().let_go(applied, self.0.held_bytes);
+    }
+
     /// The largest index such that the entries after it measure at least `keep_bytes`; none if all entries are needed
     /// for that.
     #[must_use]
     pub(super) fn index_before_last(&self, keep_bytes: u64) -> Option<u64> {
         let live = self.0.live.lock();
         let mut kept = 0;
-        for entry in live.entries.iter().rev() {
+        let held = live.entries.iter().rev().map(|entry| (entry.log_id, cost(entry)));
+        for (log_id, cost) in held.chain(live.gone.iter().rev().copied()) {
             if kept >= keep_bytes {
-                return Some(entry.log_id.index);
+                return Some(log_id.index);
             }
-            kept += cost(entry);
+            kept += cost;
         }
         None
+    }
+
+    /// The live entries of `start..end`: as many of the first ones as come at once, and within `bytes_max` bytes, but one
+    /// at least.
+    async fn next(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let gone = match self.0.live.lock().next(start, end, bytes_max) {
+            Next::Here(entries) => return Ok(entries),
+            Next::Gone(indexes) => indexes,
+        };
+        let (done, read) = oneshot::channel();
+        let done = move |entries| drop(done.send(entries));
+        self.0.engine.read(self.0.group, self.0.replica, gone.clone(), bytes_max, Box::new(done));
+        let read = read.await.unwrap_or_else(|_| Err(io::Error::other("the log engine has stopped")))?;
+        let entries: Vec<Entry> =
+            gone.clone().zip(&read).map(|(at, bytes)| recover_entry(at, bytes)).collect::<io::Result<_>>()?;
+        // What was purged meanwhile is not there any more.
+        if entries.is_empty() && self.0.live.lock().first().is_none_or(|first| first <= gone.start) {
+            return Err(io::Error::other(format!("entry {} is neither in memory nor on the disk", gone.start)));
+        }
+        Ok(entries)
     }
 
     fn submit(&self, record: Record, done: Option<crate::log::Done>) {
@@ -190,23 +286,26 @@ impl RaftLogReader<Types> for Log {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        let (start, end) = half_open(&range);
-        Ok(self.0.live.lock().range(start, end).cloned().collect())
+        let (mut start, end) = half_open(&range);
+        let mut entries: Vec<Entry> = Vec::new();
+        while start < end {
+            let next = self.next(start, end, APPEND_BYTES).await?;
+            let Some(last) = next.last() else { break };
+            start = last.log_id.index + 1;
+            entries.extend(next);
+        }
+        Ok(entries)
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        let live = self.0.live.lock();
-        let mut bytes = 0;
-        let within = |entry: &&Entry| {
-            let first = bytes == 0;
-            bytes += codec::entry_len(entry);
-            first || bytes <= APPEND_BYTES
-        };
-        let entries: Vec<Entry> = live.range(start, end).take_while(within).cloned().collect();
+        let entries = self.next(start, end, APPEND_BYTES).await?;
         match entries.first() {
             Some(first) if first.log_id.index == start => Ok(entries),
             None if start >= end => Ok(entries),
-            _ => Err(io::Error::other(format!("entry {start} is not in the log, which begins at {:?}", live.first()))),
+            _ => {
+                let first = self.0.live.lock().first();
+                Err(io::Error::other(format!("entry {start} is not in the log, which begins at {first:?}")))
+            }
         }
     }
 
@@ -219,7 +318,10 @@ impl RaftLogReader<Types> for Log {
         Box::pin(stream::unfold(state, move |(log, mut next, mut read)| async move {
             if read.is_empty() && next < end {
                 let upto = end.min(next.saturating_add(APPLY_READ_ENTRIES));
-                read.extend(log.0.live.lock().range(next, upto).cloned());
+                match log.next(next, upto, APPEND_BYTES).await {
+                    Ok(entries) => read.extend(entries),
+                    Err(error) => return Some((Err(error), (log, end, read))),
+                }
             }
             let item = match read.pop_front() {
                 Some(entry) if entry.log_id.index == next => Ok(entry),
@@ -308,13 +410,7 @@ impl RaftLogStorage<Types> for Log {
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
         let from = last_log_id.map_or(0, |last| last.index + 1);
-        {
-            let mut live = self.0.live.lock();
-            let offset = live.offset(from);
-            let cut: u64 = live.entries.range(offset..).map(cost).sum();
-            live.entries.truncate(offset);
-            live.bytes -= cut;
-        }
+        self.0.live.lock().cut_back(from);
         self.submit(Record::Truncate { from }, None);
         Ok(())
     }
@@ -322,9 +418,7 @@ impl RaftLogStorage<Types> for Log {
     async fn purge(&mut self, mut log_id: LogId) -> io::Result<()> {
         {
             let mut live = self.0.live.lock();
-            let offset = live.offset(log_id.index + 1);
-            let cut: u64 = live.entries.drain(..offset).map(|entry| cost(&entry)).sum();
-            live.bytes -= cut;
+            live.cut_front(log_id.index + 1);
             live.purged = live.purged.max(Some(log_id));
             if let Some(last) = live.last().filter(|_| planted(Bug::PurgeBeyondSnapshot)) {
                 log_id = last;
@@ -333,6 +427,15 @@ impl RaftLogStorage<Types> for Log {
         self.submit(Record::Purge { upto: log_id.index, marker: codec::store_log_id(&log_id) }, None);
         Ok(())
     }
+}
+
+fn recover_entry(index: u64, bytes: &Bytes) -> io::Result<Entry> {
+    let damaged = |why| io::Error::new(io::ErrorKind::InvalidData, why);
+    let entry = codec::recover_entry(bytes).map_err(|why| damaged(format!("index {index}: {why}")))?;
+    if entry.log_id.index != index {
+        return Err(damaged(format!("index {index} holds the entry of index {}", entry.log_id.index)));
+    }
+    Ok(entry)
 }
 
 fn half_open(range: &impl RangeBounds<u64>) -> (u64, u64) {

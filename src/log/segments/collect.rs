@@ -16,10 +16,12 @@ use super::{
     read::path_of,
     writer::Writer,
 };
+use bytes::Bytes;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
+    ops::Range,
     os::unix::fs::FileExt as _,
     path::PathBuf,
 };
@@ -171,6 +173,37 @@ impl Writer {
             known.moved(number, to);
         }
         Ok(())
+    }
+}
+
+impl Writer {
+    /// See [`LogEngine::read`](super::super::LogEngine::read).
+    pub(super) fn read_entries(&self, place: Place, indexes: Range<u64>, bytes_max: usize) -> io::Result<Vec<Bytes>> {
+        let (mut read, mut bytes) = (Vec::new(), 0);
+        let Some(known) = self.replicas.get(&place) else { return Ok(read) };
+        for (run, spot) in known.runs() {
+            let next = indexes.start + read.len() as u64;
+            let wanted = next..run.end.min(indexes.end);
+            if wanted.is_empty() || !run.contains(&next) {
+                continue;
+            }
+            let (segment, _) = self.files.segments.iter().rev().find(|(_, first)| **first <= spot.frame).unzip();
+            let path = path_of(&self.files.dir, segment.copied().unwrap_or_default());
+            let damaged =
+                |why| corrupt(&self.files.dir, format!("{} at offset {}: {why}", path.display(), spot.offset));
+            let payload = read_frame(&File::open(&path)?, self.files.id, (spot.frame, spot.offset))?;
+            let entries = payload.as_deref().and_then(|payload| entries_of(payload, &BTreeSet::from([place])));
+            let entries = entries.ok_or_else(|| damaged("a frame can no longer be read"))?;
+            for index in wanted {
+                let entry = entries.get(&(place, index)).ok_or_else(|| damaged("entries are missing"))?;
+                bytes += entry.len();
+                if !read.is_empty() && bytes > bytes_max {
+                    return Ok(read);
+                }
+                read.push(Bytes::copy_from_slice(entry));
+            }
+        }
+        Ok(read)
     }
 }
 

@@ -25,7 +25,7 @@ mod tests;
 
 pub use collect::SEGMENTS_KEPT;
 
-use super::{Done, LogEngine, NodeMeta, Record, Recovered};
+use super::{Done, LogEngine, NodeMeta, ReadDone, Record, Recovered};
 use crate::{
     control::Control,
     key::{PartitionId, ReplicaId},
@@ -37,6 +37,7 @@ use read::Found;
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -216,6 +217,10 @@ fn telling(sender: SyncSender<io::Result<()>>) -> Done {
 impl LogEngine for SegmentLog {
     fn submit(&self, group: PartitionId, replica: ReplicaId, record: Record, done: Option<Done>) {
         self.push(Job::Record { place: (group, replica), record, done });
+    }
+
+    fn read(&self, group: PartitionId, replica: ReplicaId, indexes: Range<u64>, bytes_max: usize, done: ReadDone) {
+        self.push(Job::Read { place: (group, replica), indexes, bytes_max, done });
     }
 
     fn recover(&self) -> io::Result<BTreeMap<Place, Recovered>> {

@@ -33,6 +33,14 @@ fn put(log: &SegmentLog, place: Place, record: Record) -> io::Result<()> {
     log.push_and_wait(|sender| Job::Record { place, record, done: Some(telling(sender)) })
 }
 
+/// Reads entries, and waits for them.
+fn read(log: &dyn LogEngine, place: Place, indexes: Range<u64>, bytes_max: usize) -> Vec<Bytes> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let done = move |entries| drop(sender.send(entries));
+    log.read(place.0, place.1, indexes, bytes_max, Box::new(done));
+    receiver.recv().unwrap().unwrap()
+}
+
 /// The same record, with entries that no other record has.
 fn told_apart(mut record: Record, n: usize) -> Record {
     if let Record::Append { entries, .. } = &mut record {
@@ -73,6 +81,11 @@ proptest! {
             answers.push((on_disk, in_memory));
             if n % together == 0 {
                 prop_assert_eq!(log.recover().unwrap(), model.recover().unwrap());
+                let (from, count, bytes_max) = (n as u64 % 40, 1 + n as u64 % 9, n % 30);
+                prop_assert_eq!(
+                    read(&log, place, from..from + count, bytes_max),
+                    read(&model, place, from..from + count, bytes_max)
+                );
             }
         }
         prop_assert_eq!(log.recover().unwrap(), model.recover().unwrap());

@@ -1,7 +1,7 @@
 //! The one thread that writes.
 
 use super::{
-    super::{Done, Record, Recovered, memory::finish},
+    super::{Done, ReadDone, Record, Recovered, memory::finish},
     Place, Queue,
     collect::Collector,
     files::Files,
@@ -15,7 +15,7 @@ use crate::{
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, io, sync::Arc, sync::mpsc::SyncSender};
+use std::{collections::BTreeMap, io, ops::Range, sync::Arc, sync::mpsc::SyncSender};
 
 /// Bytes counted for a job besides its payload.
 const JOB_BYTES: usize = 64;
@@ -32,6 +32,8 @@ pub(super) enum Job {
     Record { place: Place, record: Record, done: Option<Done> },
     /// A fact of the node.
     Meta { name: String, value: Bytes, done: Done },
+    /// Reads entries of a replica.
+    Read { place: Place, indexes: Range<u64>, bytes_max: usize, done: ReadDone },
     /// Reads back everything before.
     Recover(SyncSender<io::Result<AllFound>>),
 }
@@ -51,7 +53,7 @@ impl Job {
                 Record::Truncate { .. } | Record::Tombstone => 0,
             },
             Self::Meta { value, .. } => value.len(),
-            Self::Recover(_) => 0,
+            Self::Read { .. } | Self::Recover(_) => 0,
         };
         payload + JOB_BYTES
     }
@@ -77,6 +79,7 @@ pub(super) struct Writer {
 /// What becomes of one job, once the frame is written.
 enum Outcome {
     Record(Place, io::Result<()>, Option<Done>),
+    Read { place: Place, indexes: Range<u64>, bytes_max: usize, done: ReadDone },
     Recover(SyncSender<io::Result<AllFound>>),
 }
 
@@ -132,6 +135,10 @@ impl Writer {
                     };
                     finish(place, result, done);
                 }
+                Outcome::Read { place, indexes, bytes_max, done } => {
+                    let read = self.intact().and_then(|()| self.read_entries(place, indexes, bytes_max));
+                    done(read.map_err(|error| self.fatal(&error)));
+                }
                 Outcome::Recover(to) => {
                     // Nobody waits any more only if the waiting thread has panicked.
                     let _ = to.send(self.read_back());
@@ -173,6 +180,7 @@ impl Writer {
                 self.meta.lock().insert(name, Mark { frame: self.number, value });
                 (Outcome::Record(Place::default(), Ok(()), Some(done)), true)
             }
+            Job::Read { place, indexes, bytes_max, done } => (Outcome::Read { place, indexes, bytes_max, done }, false),
             Job::Recover(to) => (Outcome::Recover(to), false),
         }
     }
@@ -228,15 +236,18 @@ impl Writer {
                 frame::begin(&mut self.frame);
                 Ok(())
             }
-            Err(error) => {
-                let error = io::Error::new(error.kind(), format!("log in {}: {error}", self.files.dir.display()));
-                tracing::error!(%error, "the log cannot be written: this node stops");
-                self.failed = true;
-                (self.on_fatal)(&error);
-                Err(error)
-            }
+            Err(error) => Err(self.fatal(&error)),
             written => written,
         }
+    }
+
+    /// Nothing is written, read or acknowledged from here on.
+    fn fatal(&mut self, error: &io::Error) -> io::Error {
+        let error = io::Error::new(error.kind(), format!("log in {}: {error}", self.files.dir.display()));
+        tracing::error!(%error, "the log cannot be used: this node stops");
+        self.failed = true;
+        (self.on_fatal)(&error);
+        error
     }
 
     /// What is on the disk, and the hints that are not yet.
