@@ -1,7 +1,8 @@
 //! The files of a log: the segment that is written, those before it, and a spare one to be written over.
 //!
 //! A file that is written over costs less than one that grows: its size and its blocks stay, so a sync writes data only.
-//! The number in every frame tells its bytes from those of its earlier life.
+//! Hence the spare file, and zeros ahead of the end of a file that has to grow. The number in every frame tells its bytes
+//! from those of the file's earlier life.
 //!
 //! Invariants:
 //! * a segment has its name only when its head is on the disk;
@@ -23,6 +24,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Bytes that a file grows by: few syncs have to note its size, and none of them has much to write.
+const AHEAD_BYTES: usize = if cfg!(test) { 50 } else { 256 << 10 };
+static AHEAD: [u8; AHEAD_BYTES] = [0; AHEAD_BYTES];
+
 /// Held for as long as the log is open; has content once the log has a segment.
 const LOCK_FILE: &str = "LOCK";
 const LOCK_CONTENT: &[u8] = b"a log was begun here\n";
@@ -39,6 +44,8 @@ pub(super) struct Files {
     pub(super) current: File,
     /// Where the next frame goes.
     offset: u64,
+    /// Bytes of the file.
+    size: u64,
     /// All segments, with the number of the first frame of each.
     pub(super) segments: BTreeMap<u64, u64>,
     /// The oldest segment that is needed, as the next frame will say.
@@ -97,6 +104,7 @@ impl Files {
             id: found.id,
             current,
             offset: found.end,
+            size: found.end,
             segments: found.segments.clone(),
             oldest: found.oldest.max(1),
             #[cfg(test)]
@@ -126,8 +134,15 @@ impl Files {
         #[cfg(test)]
         self.trace.write(&path_of(&self.dir, self.last()), self.offset, frame);
         self.current.write_all_at(frame, self.offset)?;
+        let end = self.offset + frame.len() as u64;
+        if end > self.size {
+            #[cfg(test)]
+            self.trace.write(&path_of(&self.dir, self.last()), end, &AHEAD);
+            self.current.write_all_at(&AHEAD, end)?;
+            self.size = end + AHEAD_BYTES as u64;
+        }
         self.current.sync_data()?;
-        self.offset += frame.len() as u64;
+        self.offset = end;
         Ok(())
     }
 
@@ -143,7 +158,7 @@ impl Files {
         frame::begin(&mut end);
         frame::put_end(&mut end);
         self.append(&mut end, number)?;
-        (self.current, self.offset) = (next, HEAD_BYTES as u64);
+        (self.size, self.current, self.offset) = (next.metadata()?.len(), next, HEAD_BYTES as u64);
         self.segments.insert(head.segment, head.first);
         Ok(())
     }

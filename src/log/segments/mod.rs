@@ -11,7 +11,7 @@
 //!   not known any more;
 //! * a frame that was synced and has become unreadable is found at start, not skipped, unless it is the very last one of a
 //!   log that was not closed: see `read`;
-//! * disk use is at most about thrice what is live, plus [`SEGMENTS_KEPT`] segments, a spare one, and a frame's excess.
+//! * disk use is at most about thrice what is live, plus [`SEGMENTS_KEPT`] segments, a spare one, and the excess of a frame and of what files grow by.
 
 mod collect;
 mod files;

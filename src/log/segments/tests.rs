@@ -321,7 +321,8 @@ fn a_torn_end_is_cut_and_damage_before_it_is_refused() {
     drop(log);
     let segment = read::path_of(&dir.path().join("log"), 1);
     let mut whole = fs::read(&segment).unwrap();
-    let end = whole.len() - frame::HEAD_BYTES; // Where the frame begins that the log was closed with.
+    // Where the frame begins that the log was closed with.
+    let end = usize::try_from(read::load(&dir.path().join("log"), &[1]).unwrap().end).unwrap() - frame::HEAD_BYTES;
     whole.extend([0; 1_000]);
     let entry = |n: u64| {
         let text = format!("e{n}");
