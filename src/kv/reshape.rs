@@ -279,7 +279,7 @@ impl Store {
             enough
         };
         let everything = Span::all();
-        let mut rows = self.table().range(&everything).map(|(key, row)| (key, (key.len() + row.value.len()) as u64));
+        let mut rows = self.table().range(&everything).map(|row| (row.key(), row.size()));
         match self.layout() {
             Layout::Ordered => {
                 rows.find(|(key, bytes)| is_middle(key, *bytes)).map(|(key, _)| Bytes::copy_from_slice(key))

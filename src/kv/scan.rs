@@ -2,7 +2,7 @@
 
 use super::bounds::{NotOwned, Part};
 use super::store::Store;
-use super::table::RowRef;
+use super::table::{RowRef, ahead};
 use crate::key::{Span, Tokens, successor};
 use crate::plant::{Bug, planted};
 use bytes::Bytes;
@@ -70,10 +70,12 @@ impl Store {
             return Ok(page);
         }
         let rows = self.table().range(&part.span);
+        let values = !spec.keys_only && !spec.count_only;
         let cut = if spec.reverse {
-            page.fill(spec, &part, rows.rev().skip(usize::from(planted(Bug::ReverseSkipsFirst))), &mut take)
+            let rows = rows.rev().skip(usize::from(planted(Bug::ReverseSkipsFirst)));
+            page.fill(spec, &part, ahead(rows, values), &mut take)
         } else {
-            page.fill(spec, &part, rows, &mut take)
+            page.fill(spec, &part, ahead(rows, values), &mut take)
         };
         if let Some(last) = cut {
             page.more = true;

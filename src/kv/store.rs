@@ -242,7 +242,7 @@ impl Store {
         let keys: Vec<Box<[u8]>> = if part.span.is_empty() {
             Vec::new()
         } else {
-            self.table.range(&part.span).filter(|(key, _)| part.wants(key)).map(|(key, _)| key.into()).collect()
+            self.table.range(&part.span).map(Packed::key).filter(|key| part.wants(key)).map(Into::into).collect()
         };
         for key in &keys {
             self.table.remove(key);

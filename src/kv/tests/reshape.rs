@@ -42,7 +42,7 @@ fn reshape(store: &mut Store, change: Change) -> Option<Birth> {
 }
 
 fn keys(store: &Store) -> Vec<Vec<u8>> {
-    store.table().range(&Span::all()).map(|(key, _)| key.to_vec()).collect()
+    store.table().range(&Span::all()).map(|row| row.key().to_vec()).collect()
 }
 
 #[test]
