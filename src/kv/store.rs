@@ -185,7 +185,10 @@ impl Store {
 
     /// What an item would do; `None` when its condition does not hold.
     fn decide(&self, item: &Item) -> Result<Option<Step>, Refusal> {
-        let row = self.table.get(&item.key);
+        // Searching the tree is most of what a plain write costs: not twice.
+        let looks = item.condition != Condition::Any
+            || !matches!(item.action, Action::Put { .. } | Action::Delete { must_exist: false });
+        let row = if looks { self.table.get(&item.key) } else { None };
         let met = match &item.condition {
             Condition::Any => true,
             Condition::Absent => row.is_none(),
