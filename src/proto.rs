@@ -17,6 +17,10 @@ pub mod rows;
 /// Descriptors of the public services, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/meridian_v1.bin"));
 
+/// Frames of HTTP/2 that we let others send to us. A page of a scan has some 300 KB: at the usual 16 KiB it would be cut
+/// into 18 frames, each with a call of the system on one side and two copies on the other.
+pub const HTTP2_FRAME_BYTES: u32 = 256 << 10;
+
 use crate::{
     error::{Error, Hint, Outcome, Reason},
     key::{NodeId, PartitionId},

@@ -15,7 +15,7 @@ use crate::{
     env,
     error::{Error, Outcome, Reason},
     proto::{
-        self,
+        self, HTTP2_FRAME_BYTES,
         v1::{self, kv_client::KvClient},
     },
 };
@@ -319,6 +319,7 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Error> {
         .http2_keep_alive_interval(KEEPALIVE_EVERY)
         .keep_alive_timeout(KEEPALIVE_MAX)
         .keep_alive_while_idle(true)
+        .max_frame_size(HTTP2_FRAME_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES))
 }

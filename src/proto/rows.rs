@@ -95,6 +95,10 @@ pub fn unpack(packed: &Bytes) -> Result<Vec<v1::Row>, DecodeError> {
         }
         check_wire_type(WireType::LengthDelimited, wire_type)?;
         rows.push(read_row(packed, take(&mut rest)?)?);
+        if rows.len() == 1 {
+            // Most pages hold rows of about one length.
+            rows.reserve(rest.len() / (packed.len() - rest.len()));
+        }
     }
     Ok(rows)
 }

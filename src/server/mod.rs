@@ -43,7 +43,7 @@ use crate::{
         identity::{DataDir, DataDirError, Identity},
     },
     placement::Map,
-    proto::{DESCRIPTORS, internal::internode_server::InternodeServer, v1},
+    proto::{DESCRIPTORS, HTTP2_FRAME_BYTES, internal::internode_server::InternodeServer, v1},
     raft::{RaftConfig, RaftHub},
     telemetry,
     transport::{
@@ -389,6 +389,7 @@ async fn serve_grpc(core: Arc<Core>, listener: TcpListener, switch: KillSwitch) 
     let served = tonic::transport::Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .max_frame_size(HTTP2_FRAME_BYTES)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(8 << 20)
         .add_service(health)

@@ -21,7 +21,7 @@ use crate::{
     env,
     error::{Error, Reason},
     key::NodeId,
-    proto::{self, internal},
+    proto::{self, HTTP2_FRAME_BYTES, internal},
 };
 use futures_util::stream;
 use internal::internode_client::InternodeClient;
@@ -361,6 +361,7 @@ async fn stream_frames(lane: &Arc<Lane>, epoch: u64, identity: &Identity) -> Res
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
+        .max_frame_size(HTTP2_FRAME_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .connect()
