@@ -3,11 +3,12 @@
 use crate::{
     load::key_of,
     process::{Servers, free_addresses},
-    system::{Aim, Channels, Cluster, Leaders, Level, REPLICAS, System, ready},
+    system::{Aim, Channels, Cluster, Form, Leaders, Level, REPLICAS, System, ready},
 };
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use std::{
+    ops::Range,
     path::Path,
     process::Command,
     sync::atomic::{AtomicU64, Ordering},
@@ -30,14 +31,23 @@ struct RangeRequest {
     range_end: Bytes,
     #[prost(int64, tag = "3")]
     limit: i64,
+    /// 2 is descending, by key if nothing else is said.
+    #[prost(int32, tag = "5")]
+    sort_order: i32,
     #[prost(bool, tag = "7")]
     serializable: bool,
+    #[prost(bool, tag = "8")]
+    keys_only: bool,
+    #[prost(bool, tag = "9")]
+    count_only: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct RangeResponse {
     #[prost(message, repeated, tag = "2")]
     kvs: Vec<KeyValue>,
+    #[prost(int64, tag = "4")]
+    count: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -180,15 +190,24 @@ impl Unary {
         Ok(!found.kvs.is_empty())
     }
 
-    pub(crate) async fn scan(&mut self, from: Bytes, to: Bytes, limit: u32) -> anyhow::Result<u64> {
-        let request = RangeRequest { key: from, range_end: to, limit: limit.into(), serializable: false };
+    pub(crate) async fn scan(&mut self, form: Form, (from, to): (Bytes, Bytes), limit: u32) -> anyhow::Result<u64> {
+        let request = RangeRequest {
+            key: from,
+            range_end: to,
+            limit: limit.into(),
+            sort_order: if form == Form::Reverse { 2 } else { 0 },
+            keys_only: form == Form::Keys,
+            count_only: form == Form::Count,
+            serializable: false,
+        };
         let found: RangeResponse = call(self.node(Level::Linearizable), "/etcdserverpb.KV/Range", request).await?;
-        Ok(found.kvs.len() as u64)
+        Ok(if form == Form::Count { found.count.unsigned_abs() } else { found.kvs.len() as u64 })
     }
 
-    pub(crate) async fn scan_all(&mut self, rows: u64, seen: &AtomicU64) -> anyhow::Result<()> {
-        for from in (0..rows).step_by(PAGE_ROWS) {
-            let page = self.scan(key_of(from), key_of(from + PAGE_ROWS as u64), PAGE_ROWS as u32).await?;
+    pub(crate) async fn scan_long(&mut self, numbers: Range<u64>, seen: &AtomicU64) -> anyhow::Result<()> {
+        for from in numbers.clone().step_by(PAGE_ROWS) {
+            let to = (from + PAGE_ROWS as u64).min(numbers.end);
+            let page = self.scan(Form::Rows, (key_of(from), key_of(to)), PAGE_ROWS as u32).await?;
             seen.fetch_add(page, Ordering::Relaxed);
         }
         Ok(())

@@ -73,7 +73,12 @@ impl Data {
                 Ok(1)
             }
             Operation::GetLatest(number) => caller.get(key_of(number), Level::Linearizable).await.map(|_there| 1),
-            Operation::Scan(number, rows) => caller.scan(key_of(number), key_of(number + u64::from(rows)), rows).await,
+            Operation::Scan(form, (first, end), rows) => caller.scan(form, (key_of(first), key_of(end)), rows).await,
+            Operation::LongScan(first, end) => {
+                let seen = AtomicU64::new(0);
+                caller.scan_long(first..end, &seen).await?;
+                Ok(seen.into_inner())
+            }
             Operation::ReadModifyWrite(number) => {
                 ensure!(caller.get(key_of(number), Level::Linearizable).await?, "row {number} is missing");
                 caller.put(key_of(number), self.value(rng)).await.map(|()| 1)

@@ -7,13 +7,14 @@
 //!
 //! `process` starts and watches processes · `system` is what all systems have in common · `meridian`, `etcd` and `redis`
 //! are the systems · `workload` is what clients do, `load` does it · `long` is what is no matter of rates · `report` and
-//! `plot` show it.
+//! `plot` show it, and `bars` says what of it is enough.
 //!
 //! Invariants:
 //! * a system is asked by every way and in every round with operations drawn from the same seeds;
 //! * a row that is missing and an answer that is an error are counted and shown, never timed;
 //! * however it ends, no process and no file of a system is left.
 
+mod bars;
 mod etcd;
 mod load;
 mod long;
@@ -37,7 +38,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use system::{Cluster, Door, System, Way};
+use system::{Cluster, Door, Elections, System, Way};
 use tokio::signal::unix::{SignalKind, signal};
 use workload::{Clients, Workload};
 
@@ -130,7 +131,8 @@ async fn compare(options: &Options) -> anyhow::Result<()> {
     let systems: BTreeSet<System> = ways.iter().map(|way| way.system()).collect();
     std::fs::create_dir_all(&options.dir).with_context(|| format!("creating {}", options.dir.display()))?;
     let dir = || tempfile::Builder::new().prefix("run-").tempdir_in(&options.dir);
-    let mut report = Report { facts, rows: Vec::new(), tables: Vec::new(), peaks: BTreeMap::new() };
+    let mut report =
+        Report { facts, rows: Vec::new(), tables: Vec::new(), peaks: BTreeMap::new(), figures: BTreeMap::new() };
     if !workloads.is_empty() {
         let dir = dir()?;
         let mut running = BTreeMap::new();
@@ -151,7 +153,7 @@ async fn compare(options: &Options) -> anyhow::Result<()> {
             let dir = dir()?;
             long.measure(system, &ways, options, dir.path()).await.with_context(|| system.name())?;
         }
-        report.tables = long.tables();
+        (report.tables, report.figures) = long.results();
     }
     println!("\n{}", report.markdown());
     report.keep(&options.dir)?;
@@ -206,7 +208,7 @@ struct Running {
 impl Running {
     async fn start(system: System, options: &Options, dir: &Path) -> anyhow::Result<Self> {
         let program = system.program(&options.binary);
-        let mut cluster = system.start(&program, dir, options.partitions, options.rows).await?;
+        let mut cluster = system.start(&program, dir, (options.partitions, options.rows), Elections::AsTheyAre).await?;
         let data = Data::new(options.rows, options.value_bytes as usize);
         load::fill(&cluster, &data).await?;
         cluster.servers.check()?;

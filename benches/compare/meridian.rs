@@ -3,7 +3,7 @@
 use crate::{
     load::key_of,
     process::{Servers, free_addresses},
-    system::{Aim, Channels, Cluster, Leaders, Level, REPLICAS, System, ready},
+    system::{Aim, Channels, Cluster, Elections, Form, Leaders, Level, REPLICAS, System, ready},
 };
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use meridian::{
     proto::v1::{self, kv_client::KvClient},
 };
 use std::{
+    ops::Range,
     path::Path,
     process::Command,
     sync::atomic::{AtomicU64, Ordering},
@@ -24,7 +25,15 @@ pub(crate) const KEYSPACE: &str = "compare";
 /// Rows of one page of a long scan.
 const PAGE_ROWS: u32 = 10_000;
 
-pub(crate) async fn start(program: &Path, dir: &Path, partitions: u64, rows: u64) -> anyhow::Result<Cluster> {
+/// A follower campaigns when the lease, 550 ms, has ended, and 450 to 550 ms later.
+const A_SECOND: [&str; 3] = ["raft.heartbeat_ms=100ms", "raft.election_min_ms=450ms", "raft.election_max_ms=550ms"];
+
+pub(crate) async fn start(
+    program: &Path,
+    dir: &Path,
+    (partitions, rows): (u64, u64),
+    elections: Elections,
+) -> anyhow::Result<Cluster> {
     let addresses = free_addresses(REPLICAS)?;
     let mut servers = Servers::default();
     for (index, address) in addresses.iter().enumerate() {
@@ -38,6 +47,9 @@ pub(crate) async fn start(program: &Path, dir: &Path, partitions: u64, rows: u64
         command.env("TOKIO_WORKER_THREADS", (cores / REPLICAS).max(1).to_string());
         command.args(["start", "--listen", address, "--http", "127.0.0.1:0", "--join", &others.join(",")]);
         command.arg("--data").arg(dir.join(format!("n{index}")));
+        if elections == Elections::Equal {
+            command.args(A_SECOND.iter().flat_map(|setting| ["--set", setting]));
+        }
         servers.start(format!("n{index}"), dir, command)?;
     }
     let client = ready(&mut servers, async || connect(addresses.clone()).await).await?;
@@ -97,13 +109,26 @@ pub(crate) async fn get(keyspace: &Keyspace, key: Bytes, level: Level) -> anyhow
     Ok(keyspace.get(key).consistency(consistency).await?.is_some())
 }
 
-pub(crate) async fn scan(keyspace: &Keyspace, from: Bytes, to: Bytes, limit: u32) -> anyhow::Result<u64> {
-    let rows = keyspace.scan(from..to).limit(limit.into()).page_rows(limit).await?;
+pub(crate) async fn scan(
+    keyspace: &Keyspace,
+    form: Form,
+    (from, to): (Bytes, Bytes),
+    limit: u32,
+) -> anyhow::Result<u64> {
+    if form == Form::Count {
+        return Ok(keyspace.count(from..to).await?);
+    }
+    let scan = keyspace.scan(from..to).limit(limit.into()).page_rows(limit);
+    let rows = match form {
+        Form::Reverse => scan.reverse().await?,
+        Form::Keys => scan.keys_only().await?,
+        Form::Rows | Form::Count => scan.await?,
+    };
     Ok(rows.len() as u64)
 }
 
-pub(crate) async fn scan_all(keyspace: &Keyspace, rows: u64, seen: &AtomicU64) -> anyhow::Result<()> {
-    let mut pages = keyspace.scan(..key_of(rows)).page_rows(PAGE_ROWS).pages();
+pub(crate) async fn scan_long(keyspace: &Keyspace, numbers: Range<u64>, seen: &AtomicU64) -> anyhow::Result<()> {
+    let mut pages = keyspace.scan(key_of(numbers.start)..key_of(numbers.end)).page_rows(PAGE_ROWS).pages();
     while let Some(page) = pages.try_next().await? {
         seen.fetch_add(page.rows.len() as u64, Ordering::Relaxed);
     }
@@ -155,9 +180,18 @@ impl Unary {
         Ok(node.get(request).await?.into_inner().found)
     }
 
-    pub(crate) async fn scan(&mut self, from: Bytes, to: Bytes, limit: u32) -> anyhow::Result<u64> {
+    pub(crate) async fn scan(&mut self, form: Form, (from, to): (Bytes, Bytes), limit: u32) -> anyhow::Result<u64> {
         let node = self.node(&from, Level::Linearizable);
-        let mut request = v1::ScanRequest { limit: Some(limit.into()), page_rows: limit, ..range(Some(from), to) };
+        let request = range(from, to);
+        if form == Form::Count {
+            let (keyspace, range) = (request.keyspace, request.range);
+            let count = node.count(v1::CountRequest { keyspace, range, ..Default::default() }).await?;
+            return Ok(count.into_inner().count);
+        }
+        let order = if form == Form::Reverse { v1::Order::Descending } else { v1::Order::Ascending };
+        let keys_only = form == Form::Keys;
+        let (limit, page_rows) = (Some(limit.into()), limit);
+        let mut request = v1::ScanRequest { limit, page_rows, keys_only, order: order.into(), ..request };
         let mut rows = 0;
         loop {
             let page = node.scan(request.clone()).await?.into_inner();
@@ -169,8 +203,9 @@ impl Unary {
         }
     }
 
-    pub(crate) async fn scan_all(&mut self, rows: u64, seen: &AtomicU64) -> anyhow::Result<()> {
-        let request = v1::ScanRequest { page_rows: PAGE_ROWS, ..range(None, key_of(rows)) };
+    pub(crate) async fn scan_long(&mut self, numbers: Range<u64>, seen: &AtomicU64) -> anyhow::Result<()> {
+        let range = range(key_of(numbers.start), key_of(numbers.end));
+        let request = v1::ScanRequest { page_rows: PAGE_ROWS, ..range };
         let mut pages = self.node(&[], Level::Linearizable).scan_stream(request).await?.into_inner();
         while let Some(page) = pages.message().await? {
             seen.fetch_add(page.rows.len() as u64, Ordering::Relaxed);
@@ -180,8 +215,8 @@ impl Unary {
 }
 
 /// A scan of this range, linearizable.
-fn range(from: Option<Bytes>, to: Bytes) -> v1::ScanRequest {
-    let lower = from.map(|key| v1::Bound { key, inclusive: true });
+fn range(from: Bytes, to: Bytes) -> v1::ScanRequest {
+    let lower = Some(v1::Bound { key: from, inclusive: true });
     let upper = Some(v1::Bound { key: to, inclusive: false });
     let range = Some(v1::KeyRange { lower, upper });
     v1::ScanRequest { keyspace: KEYSPACE.to_owned(), range, ..Default::default() }

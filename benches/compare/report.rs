@@ -1,7 +1,7 @@
 //! What was measured: as a table for people, as JSON, and in the README.
 
 use crate::{
-    Options,
+    Options, bars,
     load::Window,
     plot,
     system::{System, Way},
@@ -215,11 +215,16 @@ pub(crate) struct Report {
     pub(crate) tables: Vec<Table>,
     /// Bytes of memory at most, over all servers of a system.
     pub(crate) peaks: BTreeMap<System, u64>,
+    /// Single figures of the tables.
+    pub(crate) figures: Figures,
 }
+
+/// Single figures by their names and ways.
+pub(crate) type Figures = BTreeMap<(&'static str, Way), f64>;
 
 impl Report {
     /// A way's figure over that of etcd, in the same workload.
-    fn ratio(&self, row: &Row, of: impl Fn(&Sample) -> f64) -> Option<f64> {
+    pub(crate) fn ratio(&self, row: &Row, of: impl Fn(&Sample) -> f64) -> Option<f64> {
         let etcd = self.rows.iter().find(|other| other.way == Way::Etcd && other.workload == row.workload)?;
         Some(row.figure(&of).median / etcd.figure(&of).median)
     }
@@ -227,7 +232,8 @@ impl Report {
     pub(crate) fn markdown(&self) -> String {
         let mut text = format!("{}\n", self.facts.sentence());
         let workloads = (!self.rows.is_empty()).then(|| self.workloads());
-        for table in workloads.iter().chain(&self.tables) {
+        let bars = Some(bars::table(self)).filter(|bars| !bars.rows.is_empty());
+        for table in workloads.iter().chain(&self.tables).chain(&bars) {
             let _infallible = write!(text, "\n{}", table.markdown());
         }
         if !self.rows.is_empty() {

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::{
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
@@ -22,6 +23,15 @@ const CHANNELS_PER_NODE: usize = 8;
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How often something awaited is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// When the others elect a new leader.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Elections {
+    /// As each system has it if nothing is said.
+    AsTheyAre,
+    /// Everywhere a second after the last message at the earliest, as etcd has it.
+    Equal,
+}
 
 /// A system.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -54,6 +64,18 @@ pub(crate) enum Level {
     Eventual,
 }
 
+/// What is wanted of a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Form {
+    Rows,
+    /// The last rows, the last one first.
+    Reverse,
+    /// Rows without their values.
+    Keys,
+    /// How many there are; a limit means nothing.
+    Count,
+}
+
 impl System {
     pub(crate) const ALL: [Self; 3] = [Self::Meridian, Self::Etcd, Self::Redis];
 
@@ -84,11 +106,17 @@ impl System {
     }
 
     /// Starts it with everything of its own in `dir`, and waits until it is ready. The program is on the path, or this.
-    pub(crate) async fn start(self, program: &Path, dir: &Path, partitions: u64, rows: u64) -> anyhow::Result<Cluster> {
+    pub(crate) async fn start(
+        self,
+        program: &Path,
+        dir: &Path,
+        (partitions, rows): (u64, u64),
+        elections: Elections,
+    ) -> anyhow::Result<Cluster> {
         let dir = dir.join(self.name());
         std::fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
         match self {
-            Self::Meridian => meridian::start(program, &dir, partitions, rows).await,
+            Self::Meridian => meridian::start(program, &dir, (partitions, rows), elections).await,
             Self::Etcd => etcd::start(program, &dir).await,
             Self::Redis => redis::start(program, &dir).await,
         }
@@ -247,21 +275,21 @@ impl Caller {
     }
 
     /// Reads rows from `from` to below `to`, linearizably; how many there were, at most `limit`.
-    pub(crate) async fn scan(&mut self, from: Bytes, to: Bytes, limit: u32) -> anyhow::Result<u64> {
+    pub(crate) async fn scan(&mut self, form: Form, range: (Bytes, Bytes), limit: u32) -> anyhow::Result<u64> {
         match self {
-            Self::Meridian(keyspace) => meridian::scan(keyspace, from, to, limit).await,
-            Self::MeridianUnary(unary) => unary.scan(from, to, limit).await,
-            Self::Etcd(unary) => unary.scan(from, to, limit).await,
+            Self::Meridian(keyspace) => meridian::scan(keyspace, form, range, limit).await,
+            Self::MeridianUnary(unary) => unary.scan(form, range, limit).await,
+            Self::Etcd(unary) => unary.scan(form, range, limit).await,
             Self::Redis(_) => anyhow::bail!("Redis has no ranges over its keys"),
         }
     }
 
-    /// Reads the first `rows` rows, with as few requests as is usual, and adds to `seen` as they come.
-    pub(crate) async fn scan_all(&mut self, rows: u64, seen: &AtomicU64) -> anyhow::Result<()> {
+    /// Reads rows `from` to below `to`, with as few requests as is usual, and adds to `seen` as they come.
+    pub(crate) async fn scan_long(&mut self, numbers: Range<u64>, seen: &AtomicU64) -> anyhow::Result<()> {
         match self {
-            Self::Meridian(keyspace) => meridian::scan_all(keyspace, rows, seen).await,
-            Self::MeridianUnary(unary) => unary.scan_all(rows, seen).await,
-            Self::Etcd(unary) => unary.scan_all(rows, seen).await,
+            Self::Meridian(keyspace) => meridian::scan_long(keyspace, numbers, seen).await,
+            Self::MeridianUnary(unary) => unary.scan_long(numbers, seen).await,
+            Self::Etcd(unary) => unary.scan_long(numbers, seen).await,
             Self::Redis(_) => anyhow::bail!("Redis has no ranges over its keys"),
         }
     }

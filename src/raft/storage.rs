@@ -115,19 +115,20 @@ impl Live {
 
     /// Forgets the oldest entries in memory, of those up to `applied`, until the others measure `held_bytes` at most.
     fn let_go(&mut self, applied: u64, held_bytes: u64) {
-        while self.held_bytes > held_bytes
-            && let Some(entry) = self.entries.pop_front_if(|entry| entry.log_id.index <= applied)
+        while let Some(entry) = self.entries.front()
+            && self.held_bytes > held_bytes
+            && entry.log_id.index <= applied
         {
-            self.held_bytes -= cost(&entry);
-            self.gone.push_back((entry.log_id, cost(&entry)));
+            self.held_bytes -= cost(entry);
+            self.gone.push_back((entry.log_id, cost(entry)));
+            self.entries.pop_front();
         }
     }
 
     /// Cuts off what comes before `index`.
     fn cut_front(&mut self, index: u64) {
-        while let Some((_, cost)) = self.gone.pop_front_if(|(log_id, _)| log_id.index < index) {
-            self.bytes -= cost;
-        }
+        let gone = self.gone.partition_point(|(log_id, _)| log_id.index < index);
+        self.bytes -= self.gone.drain(..gone).map(|(_, cost)| cost).sum::<u64>();
         let offset = self.offset(index);
         let cut: u64 = self.entries.drain(..offset).map(|entry| cost(&entry)).sum();
         self.bytes -= cut;
