@@ -188,6 +188,7 @@ impl Stitch {
             }
             // Whatever of this cell certainly comes before all others goes with it.
             let rows = &mut self.cells[head.index].rows;
+            page.rows.reserve(rows.len().min(rows_max - page.rows.len()));
             let mut next = rows.pop_front();
             while let Some(row) = next {
                 page.bytes += row.key.len() + row.value.len() + ROW_OVERHEAD_BYTES;
