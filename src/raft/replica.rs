@@ -115,8 +115,7 @@ impl Running {
         cell: Arc<dyn AnyCell>,
     ) -> Result<Arc<Self>, OpenError> {
         let me = Replica { id: replica, node: hub.node() };
-        let log = Log::open(Arc::clone(&hub.engine), (group, replica), found, hub.config.log_keep_bytes)
-            .map_err(OpenError::Log)?;
+        let log = Log::open(&hub.engine, (group, replica), found, hub.config.log_keep_bytes).map_err(OpenError::Log)?;
         let vault = Arc::new(Vault::new(group, replica, Arc::clone(&hub.snapshots)));
         // Raised to the size of the state when it is reached.
         vault.mark.store(hub.config.snapshot_bytes, Ordering::Release);

@@ -200,7 +200,7 @@ impl Log {
     /// # Errors
     /// When what was found is damaged or has a hole.
     pub(super) fn open(
-        engine: Arc<dyn LogEngine>,
+        engine: &Arc<dyn LogEngine>,
         (group, replica): (PartitionId, ReplicaId),
         found: &Recovered,
         keep_bytes: u64,
@@ -221,7 +221,7 @@ impl Log {
             live.committed = live.last();
         }
         let held_bytes = keep_bytes.min(HELD_BYTES);
-        Ok(Self(Arc::new(Shared { group, replica, engine, live: Mutex::new(live), held_bytes })))
+        Ok(Self(Arc::new(Shared { group, replica, engine: Arc::clone(engine), live: Mutex::new(live), held_bytes })))
     }
 
     /// Measure of the live entries, in bytes.

@@ -78,7 +78,7 @@ struct Builder {
 
 /// A log that holds nothing in memory of what is applied.
 fn open(engine: &Arc<dyn LogEngine>, place: (PartitionId, ReplicaId), found: &Recovered) -> Log {
-    Log::open(Arc::clone(engine), place, found, 0).unwrap()
+    Log::open(engine, place, found, 0).unwrap()
 }
 
 impl Builder {
