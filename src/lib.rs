@@ -38,10 +38,11 @@
 //! [`client::router::Router`] finds the partition in the map, stamps the write with its session and sequence, and sends
 //! it to the leader, following hints, with whatever else waits for that node as one message ([`client::pipeline`]) →
 //! `server::pipeline` has requests that ask the same of the same partition executed together → `server::exec` checks what
-//! is wrong in itself → [`node::Partition`] batches the writes that wait into one entry → [`raft::Group::write`] →
-//! one fsync for all groups of the node, in parallel with replication → quorum → [`kv::Store::apply`] decides, in log order, who owns the key, whether the condition holds and
-//! whether the write is a repetition → the reply. An error says `not applied` only if the write was never proposed or was
-//! refused in the log; everything else is `unknown`, and safe to retry under the same sequence.
+//! is wrong in itself → [`node::Partition`] batches the writes that wait into one entry → [`raft::Group::write`] → one
+//! fsync for all groups of the node, in parallel with replication → quorum → [`kv::Store::apply`] decides, in log order,
+//! who owns the key, whether the condition holds and whether the write is a repetition → the reply. An error says `not
+//! applied` only if the write was never proposed or was refused in the log; everything else is `unknown`, and safe to
+//! retry under the same sequence.
 //!
 //! The other replicas hear of the commit with the next entries, or a millisecond later. Entries that are applied leave the
 //! memory, but for the last megabyte of a group: a replica that lags by more has them read from the disk.

@@ -303,8 +303,8 @@ impl Table {
     }
 }
 
-/// The same rows, in whose order they lie nowhere: their memory is asked for ahead, some rows at a time, which halves the
-/// time of a walk. Their values as well, if those are wanted.
+/// The same rows. Neighbours may lie anywhere in memory, so it is asked for some rows ahead, which halves the time of a
+/// walk; for their values as well, if those are wanted.
 pub(super) fn ahead<'a>(
     mut rows: impl Iterator<Item = &'a Packed>,
     values: bool,

@@ -84,9 +84,9 @@ impl Live {
         held.or_else(|| self.gone.back().map(|(log_id, _)| *log_id)).or(self.purged)
     }
 
+    /// Of a log that was just found: nothing of it has left the memory.
     fn contains(&self, log_id: &LogId) -> bool {
         self.purged.is_some_and(|purged| *log_id <= purged)
-            || self.gone.iter().any(|(gone, _)| gone == log_id)
             || self.range(log_id.index, log_id.index.saturating_add(1)).any(|entry| entry.log_id == *log_id)
     }
 
@@ -271,7 +271,7 @@ impl Log {
         let entries: Vec<Entry> =
             gone.clone().zip(&read).map(|(at, bytes)| recover_entry(at, bytes)).collect::<io::Result<_>>()?;
         // What was purged meanwhile is not there any more.
-        if entries.is_empty() && self.0.live.lock().first().is_none_or(|first| first <= gone.start) {
+        if entries.is_empty() && self.0.live.lock().purged.is_none_or(|purged| purged.index < gone.start) {
             return Err(io::Error::other(format!("entry {} is neither in memory nor on the disk", gone.start)));
         }
         Ok(entries)
