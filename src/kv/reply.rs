@@ -2,7 +2,7 @@
 
 use super::bounds::NotOwned;
 use super::codec::{DecodeError, Reader, Sink, put_bytes, put_span, put_tokens, put_u64, put_varint};
-use super::table::Row;
+use super::packed::Row;
 use crate::error::{Error, Outcome, Reason};
 use crate::key::{Span, Tokens, VERSION_COUNTER_BITS, Version, printable};
 use bytes::Bytes;

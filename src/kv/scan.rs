@@ -1,8 +1,8 @@
 //! Scans: one page of the part of a range that lies in this partition.
 
 use super::bounds::{NotOwned, Part};
+use super::packed::{RowRef, ahead};
 use super::store::Store;
-use super::table::{RowRef, ahead};
 use crate::key::{Span, Tokens, successor};
 use crate::plant::{Bug, planted};
 use bytes::Bytes;

@@ -10,9 +10,10 @@
 
 use super::bounds::Bounds;
 use super::codec::{DecodeError, Reader, Sink, put_span, put_u64, put_varint};
+use super::packed::Packed;
 use super::session::{Clients, SessionLimits, Sessions};
 use super::store::Store;
-use super::table::{Packed, Table};
+use super::table::Table;
 use crate::key::{Layout, Span, Version};
 use crate::plant::{Bug, planted};
 use bytes::Bytes;

@@ -3,10 +3,12 @@
 use super::bounds::{Bounds, NotOwned};
 use super::codec::mix;
 use super::command::{Action, Command, Condition, Item, Op, Write};
+use super::packed::{Packed, Row, RowRef};
 use super::reply::{Answer, Deleted, Done, Refusal, Reply, Written};
+use super::rows::CALLED_ROWS;
 use super::session::{SessionLimits, Sessions};
 use super::snapshot::Freeze;
-use super::table::{Packed, Row, RowRef, Table};
+use super::table::Table;
 use crate::key::{Layout, Span, Tokens, Version};
 use crate::plant::{Bug, planted};
 use bytes::Bytes;
@@ -78,7 +80,15 @@ impl Store {
         let stamp = command.stamp.saturating_sub(1);
         self.last_version = if planted(Bug::VersionsGoBack) { stamp } else { self.last_version.max(stamp) };
         self.sessions.expire(self.last_version);
-        command.writes.iter().map(|write| self.apply_write(write)).collect()
+        let mut replies = Vec::with_capacity(command.writes.len());
+        for writes in command.writes.chunks(CALLED_ROWS) {
+            self.table.call_for(writes.iter().filter_map(|write| match &write.op {
+                Op::Single(item) => Some(&*item.key),
+                _ => None,
+            }));
+            replies.extend(writes.iter().map(|write| self.apply_write(write)));
+        }
+        replies
     }
 
     pub(super) fn advance(&mut self, index: u64) {
@@ -216,16 +226,14 @@ impl Store {
     }
 
     fn take(&mut self, item: &Item, step: Step, version: Version) -> Written {
-        let (before, number) = match step {
-            Step::Put(value) => (self.table.put(Packed::new(&item.key, &value, version)), None),
+        let previous = if item.return_previous { self.table.get(&item.key).as_ref().map(RowRef::to_row) } else { None };
+        let (existed, number) = match step {
+            Step::Put(value) => (self.table.put(&item.key, &value, version), None),
             Step::Delete => (self.table.remove(&item.key), None),
             Step::Increment(number) => {
-                let row = Packed::new(&item.key, number.to_string().as_bytes(), version);
-                (self.table.put(row), Some(number))
+                (self.table.put(&item.key, number.to_string().as_bytes(), version), Some(number))
             }
         };
-        let existed = before.is_some();
-        let previous = before.filter(|_| item.return_previous).map(|before| before.row().to_row());
         Written { applied: true, version, existed, previous, number }
     }
 
