@@ -15,6 +15,7 @@ use super::{
     types::{LogId, Raft},
     watch,
     wire::{self, Address, Status},
+    witness::Witnesses,
 };
 use crate::{
     env,
@@ -152,6 +153,7 @@ pub(super) struct Barriers {
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) lease: Duration,
     pub(super) sleeper: Arc<Sleeper>,
+    pub(super) witnesses: Arc<Witnesses>,
     pub(super) batches: Batches,
 }
 
@@ -201,10 +203,17 @@ impl Barriers {
             return Ok(at);
         }
         let slept = self.sleeper.touch();
-        let raft = self.raft.clone();
+        let (raft, witnesses) = (self.raft.clone(), Arc::clone(&self.witnesses));
         let round = move || {
-            let (raft, option) = (raft.clone(), option.clone());
-            async move { confirm_once(&raft, option).await }
+            let (raft, witnesses, option) = (raft.clone(), Arc::clone(&witnesses), option.clone());
+            async move {
+                if level == Level::ReadIndex
+                    && let Some(at) = witnesses.confirm().await
+                {
+                    return Ok(at);
+                }
+                confirm_once(&raft, option).await
+            }
         };
         let confirmed = outcome(self.batches.own[level as usize].join(round), deadline).await;
         if slept {

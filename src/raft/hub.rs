@@ -32,8 +32,15 @@ use std::{
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// The kinds of frames that concern replicas.
-const KINDS: [Kind; 6] =
-    [Kind::RaftAppend, Kind::RaftVote, Kind::RaftPreVote, Kind::RaftTransfer, Kind::RaftSnapshot, Kind::ReadIndex];
+const KINDS: [Kind; 7] = [
+    Kind::RaftAppend,
+    Kind::RaftVote,
+    Kind::RaftPreVote,
+    Kind::RaftTransfer,
+    Kind::RaftSnapshot,
+    Kind::ReadIndex,
+    Kind::Confirm,
+];
 
 type Routes = Arc<RwLock<BTreeMap<PartitionId, (ReplicaId, mpsc::Sender<Question>)>>>;
 

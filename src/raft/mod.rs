@@ -36,6 +36,7 @@ mod tests;
 mod types;
 pub mod watch;
 mod wire;
+mod witness;
 
 pub use barrier::{BarrierError, Level};
 pub use config::RaftConfig;

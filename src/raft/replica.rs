@@ -24,6 +24,7 @@ use super::{
     storage::Log,
     types::{Raft, Types},
     watch,
+    witness::Witnesses,
 };
 use crate::{
     env,
@@ -149,6 +150,7 @@ impl Running {
             leadership: leadership.clone(),
             lease: hub.config.lease(),
             sleeper,
+            witnesses: Arc::new(Witnesses::new(raft.clone(), Arc::clone(&hub.endpoint), group, me)),
             batches: Default::default(),
         });
         let server = Arc::new(Server {

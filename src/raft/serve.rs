@@ -16,6 +16,7 @@ use super::{
     snapshots::{Incoming, Snapshot, Vault},
     types::{LogId, Raft, SnapshotMeta, Vote},
     wire::{self, Address, Piece, Status, Turn},
+    witness,
 };
 use crate::{
     key::ReplicaId,
@@ -165,6 +166,7 @@ async fn answer(server: Arc<Server>, question: Question) {
         Kind::RaftTransfer => server.transfer(body, reply).await,
         Kind::RaftSnapshot => server.piece(address.from, body, reply).await,
         Kind::ReadIndex => server.read_index(body, reply).await,
+        Kind::Confirm => server.confirm(body, reply).await,
         _ => Ok(()),
     };
     if let Err(damaged) = answered {
@@ -225,6 +227,13 @@ impl Server {
             Err(BarrierError::NoQuorum | BarrierError::Timeout) => Status::Failed.body(),
             Err(BarrierError::NoLeader { .. } | BarrierError::Stopped) => Status::NotLeader.body(),
         });
+        Ok(())
+    }
+
+    async fn confirm(&self, body: Reader, reply: Reply) -> Result<(), Damaged> {
+        let vote = wire::read_confirm(body)?;
+        let status = if witness::follows(&self.raft, vote).await { Status::Ok } else { Status::NotLeader };
+        reply.send(status.body());
         Ok(())
     }
 

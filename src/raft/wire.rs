@@ -305,6 +305,24 @@ pub(super) fn read_received(mut reader: Reader) -> Result<Option<Vote>, Damaged>
     Ok(vote)
 }
 
+/// Encodes the question whether a replica still follows the leader with this vote.
+#[must_use]
+pub(super) fn confirm(address: Address, vote: &Vote) -> Bytes {
+    let mut out = question(address, 32);
+    codec::put_vote(&mut out, vote);
+    out.freeze()
+}
+
+/// Decodes that question.
+///
+/// # Errors
+/// When it is damaged.
+pub(super) fn read_confirm(mut reader: Reader) -> Result<Vote, Damaged> {
+    let vote = reader.vote()?;
+    reader.end()?;
+    Ok(vote)
+}
+
 /// Encodes the question for a read index; `lease` allows the leader to trust its lease.
 #[must_use]
 pub(super) fn read_index(address: Address, lease: bool) -> Bytes {
@@ -400,6 +418,8 @@ mod tests {
         for vote in [None, Some(Vote::new(1, 2))] {
             assert_eq!(read_received(answered(received(vote.as_ref()))).unwrap(), vote);
         }
+        let vote = Vote::new_committed(3, 6);
+        assert_eq!(read_confirm(asked(confirm(ADDRESS, &vote))).unwrap(), vote);
         assert!(read_read_index(asked(read_index(ADDRESS, true))).unwrap());
         assert_eq!(read_confirmed(answered(confirmed(&log_id(1, 2, 3)))).unwrap(), log_id(1, 2, 3));
         assert_eq!(status(Status::Gap.body()).unwrap().0, Status::Gap);

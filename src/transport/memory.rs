@@ -72,7 +72,7 @@ impl Shape {
 const fn stands_alone(frame: &Frame) -> bool {
     match frame.kind {
         _ if frame.reply => true,
-        Kind::Ping | Kind::Sleep | Kind::RaftVote | Kind::RaftPreVote | Kind::RaftSnapshot => true,
+        Kind::Ping | Kind::Sleep | Kind::RaftVote | Kind::RaftPreVote | Kind::RaftSnapshot | Kind::Confirm => true,
         Kind::ReadIndex | Kind::Kv | Kind::Driver | Kind::Ask | Kind::Cut | Kind::Merge | Kind::Survey => true,
         Kind::RaftAppend | Kind::RaftTransfer | Kind::MapPush | Kind::Leader | Kind::Load => false,
     }

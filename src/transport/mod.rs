@@ -57,11 +57,13 @@ pub enum Kind {
     Sleep = 16,
     /// A question to a node what it knows of a partition that may have lost its quorum.
     Survey = 17,
+    /// Raft: does this replica still follow the leader that asks?
+    Confirm = 18,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Ping,
         Self::RaftAppend,
         Self::RaftVote,
@@ -79,6 +81,7 @@ impl Kind {
         Self::Merge,
         Self::Sleep,
         Self::Survey,
+        Self::Confirm,
     ];
 
     /// Whether frames of this kind have a lane of their own, apart from all others: they may be long.
