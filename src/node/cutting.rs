@@ -20,7 +20,7 @@ use crate::{
         self, Command, Map,
         sizing::{Halve, Wish, halve_work},
     },
-    raft::{self, Group, Role},
+    raft::{self, Group, Level, Role},
     transport::{
         Kind,
         endpoint::{Reply, Service},
@@ -219,7 +219,13 @@ impl Node {
     /// Tells the driver of a child that is led here, once a quorum of its members holds it.
     pub(super) async fn report_child(&self, parent: PartitionId, child: PartitionId) {
         let Some(here) = self.partition(child) else { return };
-        if let Err(error) = here.group().write(nothing(), Instant::now() + ENTRY_DEADLINE).await {
+        let deadline = Instant::now() + ENTRY_DEADLINE;
+        // Who was elected just now takes no entry before a quorum has answered once, and clients wait for this.
+        if let Err(error) = here.group().barrier(Level::ReadIndex, deadline).await {
+            tracing::info!(partition = %child, %error, "a child has no quorum yet");
+            return;
+        }
+        if let Err(error) = here.group().write(nothing(), deadline).await {
             tracing::info!(partition = %child, ?error, "a child has no quorum yet");
             return;
         }

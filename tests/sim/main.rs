@@ -13,6 +13,7 @@ mod command;
 mod coverage;
 mod crew;
 mod cuts;
+mod dividing;
 mod doors;
 mod faults;
 mod forming;

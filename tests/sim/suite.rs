@@ -4,7 +4,7 @@
 use crate::{
     command::{self, Seeds},
     coverage::Coverage,
-    cuts, forming, keyspaces,
+    cuts, dividing, forming, keyspaces,
     plan::Plan,
     recoveries, restarts,
     run::run,
@@ -23,9 +23,15 @@ const TWICE: [u64; 4] = [1, 2, 3, 4];
 const LINES_MIN: usize = 2_000;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let directed =
-        [cuts::SCENARIOS, forming::SCENARIOS, keyspaces::SCENARIOS, recoveries::SCENARIOS, restarts::SCENARIOS]
-            .concat();
+    let directed = [
+        cuts::SCENARIOS,
+        dividing::SCENARIOS,
+        forming::SCENARIOS,
+        keyspaces::SCENARIOS,
+        recoveries::SCENARIOS,
+        restarts::SCENARIOS,
+    ]
+    .concat();
     let mut trials: Vec<Trial> = directed
         .into_iter()
         .map(|(name, run)| {
