@@ -39,6 +39,10 @@ use std::{
 /// Content bytes per checksum.
 pub const CHUNK_BYTES: usize = 256 << 10;
 
+/// Chunks between two syncs of a file that is being written. The sync of a file that has grown by hundreds of megabytes would
+/// keep the log's own syncs waiting until all of it is on the disk.
+const SYNC_CHUNKS: u64 = 16;
+
 /// Longest metadata.
 pub const META_BYTES_MAX: usize = 1 << 20;
 
@@ -242,6 +246,9 @@ impl FileWriter {
         file.write_all(&crc.to_le_bytes())?;
         self.chunks += 1;
         self.len += chunk.len() as u64;
+        if self.chunks.is_multiple_of(SYNC_CHUNKS) {
+            file.sync_data()?;
+        }
         Ok(())
     }
 }
