@@ -146,25 +146,37 @@ async fn outcome(joined: Result<oneshot::Receiver<Confirmed>, BarrierError>, dea
 
 /// The barriers of one replica.
 pub(super) struct Barriers {
-    pub(super) raft: Raft,
-    pub(super) endpoint: Arc<Endpoint>,
-    pub(super) group: PartitionId,
-    pub(super) me: Replica,
-    pub(super) leadership: watch::Sender<Leadership>,
-    pub(super) lease: Duration,
+    raft: Raft,
+    endpoint: Arc<Endpoint>,
+    group: PartitionId,
+    me: Replica,
+    leadership: watch::Sender<Leadership>,
+    lease: Duration,
     pub(super) sleeper: Arc<Sleeper>,
-    pub(super) witnesses: Arc<Witnesses>,
-    pub(super) batches: Batches,
+    witnesses: Arc<Witnesses>,
+    batches: Batches,
 }
 
 /// Rounds of the leader and rounds to the leader, by level.
 #[derive(Default)]
-pub(super) struct Batches {
+struct Batches {
     own: [Arc<Batch>; 2],
     others: [Arc<Batch>; 2],
 }
 
 impl Barriers {
+    pub(super) fn new(
+        raft: Raft,
+        endpoint: Arc<Endpoint>,
+        (group, me): (PartitionId, Replica),
+        leadership: watch::Sender<Leadership>,
+        lease: Duration,
+        sleeper: Arc<Sleeper>,
+    ) -> Self {
+        let witnesses = Arc::new(Witnesses::new(raft.clone(), Arc::clone(&endpoint), group, me));
+        Self { raft, endpoint, group, me, leadership, lease, sleeper, witnesses, batches: Batches::default() }
+    }
+
     /// A position that who applies it may read at, from whoever leads.
     pub(super) async fn point(&self, level: Level, deadline: Instant) -> Confirmed {
         let mut asked_again = false;

@@ -24,7 +24,6 @@ use super::{
     storage::Log,
     types::{Raft, Types},
     watch,
-    witness::Witnesses,
 };
 use crate::{
     env,
@@ -142,17 +141,8 @@ impl Running {
         quiet.watch(raft.metrics());
         let sleeper = Arc::new(Sleeper::new(group, me, &raft, quiet, hub.config.lease()));
         let (leadership, _) = watch::channel(Leadership::default());
-        let barriers = Arc::new(Barriers {
-            raft: raft.clone(),
-            endpoint: Arc::clone(&hub.endpoint),
-            group,
-            me,
-            leadership: leadership.clone(),
-            lease: hub.config.lease(),
-            sleeper,
-            witnesses: Arc::new(Witnesses::new(raft.clone(), Arc::clone(&hub.endpoint), group, me)),
-            batches: Default::default(),
-        });
+        let (endpoint, lease) = (Arc::clone(&hub.endpoint), hub.config.lease());
+        let barriers = Arc::new(Barriers::new(raft.clone(), endpoint, (group, me), leadership.clone(), lease, sleeper));
         let server = Arc::new(Server {
             raft: raft.clone(),
             cell: Arc::clone(&cell),

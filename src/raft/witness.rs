@@ -30,7 +30,7 @@ use std::{
 };
 
 /// How long a voter may take to answer before the round goes the long way.
-const PATIENCE: Duration = Duration::from_millis(25);
+pub(super) const PATIENCE: Duration = Duration::from_millis(25);
 
 /// Who can witness that a replica leads.
 pub(super) struct Witnesses {

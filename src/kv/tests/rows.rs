@@ -3,7 +3,7 @@
 use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::ops::RangeBounds as _;
+use std::ops::RangeBounds;
 
 type Model = BTreeMap<Vec<u8>, u64>;
 
@@ -96,7 +96,7 @@ proptest! {
                 Step::Range(start, end) if in_order(&start, &end) => {
                     let bounds = (start.as_ref().map(Vec::as_slice), end.as_ref().map(Vec::as_slice));
                     let mut expected: Vec<_> =
-                        model.iter().filter(|(key, _)| bounds.contains(key.as_slice())).collect();
+                        model.iter().filter(|(key, _)| RangeBounds::<[u8]>::contains(&bounds, key.as_slice())).collect();
                     let expected_owned = |rows: &[(&Vec<u8>, &u64)]| -> Vec<(Vec<u8>, u64)> {
                         rows.iter().map(|(key, version)| ((*key).clone(), **version)).collect()
                     };

@@ -3,8 +3,13 @@
 use super::world::{GROUP, World, definite, eventually, pair, replica, within};
 use crate::{
     key::{NodeId, Replica, ReplicaId},
-    raft::{BarrierError, Goal, Level, MembersError, RaftConfig, Role, WriteError},
-    transport::memory::Shape,
+    raft::{
+        BarrierError, Goal, Level, MembersError, RaftConfig, Role, WriteError,
+        types::Vote,
+        wire::{self, Address, Status},
+        witness::PATIENCE,
+    },
+    transport::{Kind, memory::Shape},
 };
 use std::time::Duration;
 use tokio::time::Instant;
@@ -98,6 +103,48 @@ async fn a_barrier_without_leader_or_quorum_fails_in_time() {
     world.crash(leader).await;
     let error = world.groups[&follower].barrier(Level::ReadIndex, within(5000)).await.unwrap_err();
     assert!(matches!(error, BarrierError::NoLeader { .. } | BarrierError::Timeout), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_voter_confirms_only_the_leader_that_it_follows() {
+    let world = World::with_group(3, RaftConfig::default()).await;
+    let leader = world.leader().await;
+    let follower = *world.groups.keys().find(|n| **n != leader).unwrap();
+    let term = world.groups[&leader].leadership().term;
+    let address = Address { group: GROUP, from: replica(leader).id, to: replica(follower).id };
+    let confirms = async |vote| {
+        let endpoint = &world.nodes[&leader].life.as_ref().unwrap().hub.endpoint;
+        let call =
+            endpoint.call(NodeId(follower), Kind::Confirm, wire::confirm(address, &vote), Duration::from_secs(1));
+        wire::status(call.await.unwrap()).unwrap().0
+    };
+    eventually("the follower has heard of its leader", || {
+        world.groups[&follower].leadership().leader == Some(replica(leader))
+    })
+    .await;
+    assert_eq!(confirms(Vote::new_committed(term, leader)).await, Status::Ok);
+    assert_eq!(confirms(Vote::new_committed(term - 1, leader)).await, Status::NotLeader);
+    assert_eq!(confirms(Vote::new_committed(term, follower)).await, Status::NotLeader);
+    assert_eq!(confirms(Vote::new_committed(term + 1, leader)).await, Status::NotLeader, "not heard of yet");
+    world.groups[&leader].transfer(replica(follower).id).await.unwrap();
+    eventually("the follower leads", || world.groups[&follower].is_leader()).await;
+    assert_eq!(confirms(Vote::new_committed(term, leader)).await, Status::NotLeader, "it leads itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_voter_that_does_not_answer_delays_one_barrier_only() {
+    let world = World::with_group(3, RaftConfig::default()).await;
+    let leader = world.leader().await;
+    world.write("x", 1).await;
+    for silent in world.groups.keys().copied().filter(|n| *n != leader) {
+        world.isolate(silent);
+        for round in 0..3 {
+            let began = Instant::now();
+            world.groups[&leader].barrier(Level::ReadIndex, within(500)).await.unwrap();
+            assert!(round == 0 || began.elapsed() < PATIENCE, "round {round}: {:?}", began.elapsed());
+        }
+        world.network.heal_all();
+    }
 }
 
 #[tokio::test(start_paused = true)]
