@@ -85,8 +85,8 @@ impl Packed {
         (key, RowRef { value, version: Version::from_le_bytes(*version) })
     }
 
-    /// Gives it another value. A value as long as the one before is written over it: no
-    /// other memory is asked for, and rows that were stored in order stay in order.
+    /// Gives it another value. A value as long as the one before is written over it: no other memory is asked for, and rows
+    /// that were stored in order stay in order.
     pub(super) fn set(&mut self, value: &[u8], version: Version) {
         let (key, row) = self.parts();
         if row.value.len() == value.len() {
@@ -98,12 +98,12 @@ impl Packed {
         }
     }
 
-    /// Looks at the beginning of each piece, the first one only unless `values` are wanted.
     /// Where it lies: to know it, the memory is asked as well.
     pub(super) fn at(&self) -> *const u8 {
         self.0.as_ptr()
     }
 
+    /// Looks at the beginning of each piece, the first one only unless `values` are wanted.
     pub(super) fn touch(&self, values: bool) {
         let lines = if values { NEAR_LINES } else { 1 };
         black_box(self.0.iter().step_by(LINE_BYTES).take(lines).fold(0, |all, byte| all ^ byte));

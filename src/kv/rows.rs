@@ -5,7 +5,7 @@
 //! the same byte is looked at. The directory holds one key for some hundred rows, which the caches keep. In a tree whose nodes
 //! hold the rows, as the standard library's, a dozen rows are looked at for each search.
 //!
-//! Memory: 17 to 19 bytes per row besides the row.
+//! Memory: by arithmetic, 17 to 19 bytes per row besides the row.
 //!
 //! Invariants: a leaf's rows are in strictly ascending order, at or above its key in the directory and below the next;
 //! `prints[i]` belongs to `rows[i]`; the leaf at the empty key is there once there are rows, and no other leaf is empty.

@@ -247,6 +247,7 @@ impl FileWriter {
         self.chunks += 1;
         self.len += chunk.len() as u64;
         if self.chunks.is_multiple_of(SYNC_CHUNKS) {
+            self.control.as_ref().map_or(Ok(()), |control| control.before_sync())?;
             file.sync_data()?;
         }
         Ok(())

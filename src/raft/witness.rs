@@ -79,7 +79,8 @@ impl Witnesses {
         if metrics.state != ServerState::Leader || !voters.contains(&self.me.id.0) {
             return None;
         }
-        let others = voters.iter().filter(|id| **id != self.me.id.0).cycle().skip(first % voters.len());
+        let others_count = voters.len() - 1;
+        let others = voters.iter().filter(|id| **id != self.me.id.0).cycle().skip(first % others_count.max(1));
         let node_of = |id: &u64| -> Option<NodeId> { membership.get_node(id).copied() };
         let asked: Option<Vec<Replica>> =
             others.take(voters.len() / 2).map(|id| Some(Replica { id: ReplicaId(*id), node: node_of(id)? })).collect();
