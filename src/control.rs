@@ -161,6 +161,10 @@ impl Clock for ControlledClock {
     fn elapsed(&self) -> Duration {
         SystemClock.elapsed()
     }
+
+    fn cpu(&self) -> Duration {
+        SystemClock.cpu()
+    }
 }
 
 #[cfg(test)]

@@ -33,9 +33,11 @@ pub trait Clock: Send + Sync + 'static {
     fn wall_ms(&self) -> u64;
     /// Time since an arbitrary moment on this node, counting time spent suspended. Never goes back.
     fn elapsed(&self) -> Duration;
+    /// CPU time that this process has used since it began.
+    fn cpu(&self) -> Duration;
 }
 
-/// The machine's clocks: `CLOCK_REALTIME` and `CLOCK_BOOTTIME`.
+/// The machine's clocks: `CLOCK_REALTIME`, `CLOCK_BOOTTIME` and `CLOCK_PROCESS_CPUTIME_ID`.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct SystemClock;
 
@@ -47,6 +49,10 @@ impl Clock for SystemClock {
 
     fn elapsed(&self) -> Duration {
         duration_of(rustix::time::clock_gettime(rustix::time::ClockId::Boottime))
+    }
+
+    fn cpu(&self) -> Duration {
+        duration_of(rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime))
     }
 }
 

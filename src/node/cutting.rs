@@ -75,6 +75,7 @@ impl Service for CutService {
         env::spawn(async move {
             let halve = if halve == HALVE_BYTES { Halve::Bytes } else { Halve::Work };
             let (bounds, at) = here.cut_at(halve);
+            let at = if halve == Halve::Work { node.short_of_cpu().and(at) } else { at };
             let mut out = BytesMut::new();
             out.put_u8(if at.is_ok() { CUT_AT } else { CUT_FUTILE });
             out.put_u64(bounds);
@@ -105,6 +106,16 @@ impl Partition {
 }
 
 impl Node {
+    /// Fails, with the reason in words, where work that goes elsewhere would make nothing faster: the part of a node's
+    /// work that is done once for many requests is done again for each partition.
+    fn short_of_cpu(&self) -> Result<(), String> {
+        let (used, busy) = (self.cores_used(), self.busy_cores);
+        if used >= busy {
+            return Ok(());
+        }
+        Err(format!("the node that leads it uses {used:.2} cores, and is short of CPU from {busy:.2} on"))
+    }
+
     /// Keeps and opens the children that splits have made here; false when something has to be tried again.
     pub(super) async fn deliver(self: &Arc<Self>, map: &Map) -> bool {
         let mut settled = true;
@@ -340,5 +351,30 @@ async fn campaign(group: Group<PartitionMachine>) {
         }
         group.campaign().await;
         let _either = timeout(CAMPAIGN_EVERY, leadership.changed()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::hosting::tests::{Moody, start},
+        *,
+    };
+    use crate::{
+        env::Scope,
+        log::{memory::MemoryLog, snapshots::MemorySnapshots},
+    };
+    use std::sync::atomic::Ordering;
+
+    #[tokio::test]
+    async fn who_has_cpu_to_spare_has_nothing_cut_for_its_work() {
+        let node = Scope::random().enter(|| {
+            start(&Arc::new(MemoryLog::immediate()), Moody(MemorySnapshots::default(), 0.into()), Map::default())
+        });
+        node.cores_used_milli.store(994, Ordering::Relaxed);
+        let why = node.short_of_cpu().unwrap_err();
+        assert_eq!(why, "the node that leads it uses 0.99 cores, and is short of CPU from 1.00 on");
+        node.cores_used_milli.store(1_000, Ordering::Relaxed);
+        assert_eq!(node.short_of_cpu(), Ok(()));
     }
 }

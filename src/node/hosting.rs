@@ -295,6 +295,7 @@ pub(super) mod tests {
             keep_map,
             down_after,
             split_bytes,
+            busy_cores: 1.0,
             merge_after,
             budgets,
         })

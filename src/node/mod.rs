@@ -55,7 +55,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -85,6 +85,8 @@ pub struct Parts {
     pub down_after: Duration,
     /// While it leads the placement driver: bytes of rows from which on a partition is cut in two.
     pub split_bytes: u64,
+    /// Cores in use from which on it is short of CPU, and a cut takes work off it.
+    pub busy_cores: f64,
     /// While it leads the placement driver: how long neighbours have to be small and idle until they are merged.
     pub merge_after: Duration,
     /// How much it lets in and holds.
@@ -109,6 +111,9 @@ pub struct Node {
     keep_map: KeepMap,
     down_after: Duration,
     split_bytes: u64,
+    busy_cores: f64,
+    /// Thousandths of a core that were in use lately.
+    cores_used_milli: AtomicU64,
     merge_after: Duration,
     stewarding: Arc<Notify>,
     observed: Mutex<observed::Observed>,
@@ -141,6 +146,8 @@ impl Node {
             keep_map: parts.keep_map,
             down_after: parts.down_after,
             split_bytes: parts.split_bytes,
+            busy_cores: parts.busy_cores,
+            cores_used_milli: AtomicU64::new(0),
             merge_after: parts.merge_after,
             stewarding,
             observed: Mutex::new(observed::Observed::new(parts.split_bytes, parts.merge_after)),

@@ -154,11 +154,15 @@ pub(super) async fn report(node: Weak<Node>) {
     let mut ticks = interval(REPORT_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = Instant::now();
+    let mut cpu_last = node.upgrade().map_or(Duration::ZERO, |this| this.clock().cpu());
     loop {
         let now = ticks.tick().await;
         let Some(this) = node.upgrade() else { return };
-        let loads = this.loads_led(now.duration_since(last));
-        last = now;
+        let elapsed = now.duration_since(last);
+        let loads = this.loads_led(elapsed);
+        let cpu = this.clock().cpu();
+        this.cores_used_milli.store(cores_milli(cpu.saturating_sub(cpu_last), elapsed), Ordering::Relaxed);
+        (last, cpu_last) = (now, cpu);
         let Some(leader) = this.routing.leader(DRIVER) else { continue };
         let map = this.routing.map();
         // Of partitions that are no more nobody tells anything again.
@@ -175,7 +179,17 @@ pub(super) async fn report(node: Weak<Node>) {
     }
 }
 
+/// Thousandths of a core that were in use over `elapsed`.
+fn cores_milli(cpu: Duration, elapsed: Duration) -> u64 {
+    (cpu.as_micros() * 1_000 / elapsed.as_micros().max(1)) as u64
+}
+
 impl Node {
+    /// Cores that the process of this node used lately, over as long as a report of loads covers.
+    pub(super) fn cores_used(&self) -> f64 {
+        self.cores_used_milli.load(Ordering::Relaxed) as f64 / 1e3
+    }
+
     fn leads_driver(&self) -> bool {
         self.driver_group().is_some_and(|group| group.is_leader())
     }
@@ -230,6 +244,12 @@ mod tests {
         assert_eq!(counters.take(Duration::from_secs(2)), [0, 0, 0]);
         counters.write(&key, u64::MAX);
         assert_eq!(counters.take(Duration::ZERO)[2], u32::MAX);
+    }
+
+    #[test]
+    fn cpu_time_is_told_in_thousandths_of_a_core() {
+        assert_eq!(cores_milli(Duration::from_millis(2_500), Duration::from_secs(2)), 1_250);
+        assert_eq!(cores_milli(Duration::ZERO, Duration::ZERO), 0);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! evenly over the nodes however the balancer moved them, and it is a good part of a node's share: many small partitions
 //! cost more than few large ones, because what each does at once is less.
 //! Where to cut is the leader's to say: it holds the rows and knows what is asked for. It may also say that no cut would
-//! help; then the partition is left alone for long.
+//! help, as it has CPU to spare or the work is for one key; then the partition is left alone for long.
 //!
 //! What is remembered here is only to keep calm and may be lost.
 //!
@@ -36,7 +36,7 @@ pub const HOT_MS: u64 = 5_000;
 /// A partition is not cut again sooner: what it holds and does now has to be told first.
 pub const AGAIN_MS: u64 = 6_000;
 /// Where no cut would help, none is tried for so long.
-pub const FUTILE_MS: u64 = 120_000;
+pub const FUTILE_MS: u64 = 30_000;
 /// Cuts asked for by one call.
 pub const CUTS_PER_CALL_MAX: usize = 4;
 /// Requests that say where the work is: the latest of those that were noted.

@@ -60,6 +60,9 @@ use tokio::{net::TcpListener, sync::watch};
 const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// HTTP/2 pings to clients that have gone silent.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+/// Half of its cores in use, or so many, and a node is short of CPU: one group is served by little more than one core, and
+/// has no use for those that are free.
+const BUSY_CORES_MAX: f64 = 1.0;
 
 /// Why a node did not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +97,10 @@ pub enum StartError {
     /// The cluster refused this process, or the other way round.
     #[error("this node was refused: {0}")]
     Refused(Error),
+}
+
+fn cores() -> f64 {
+    std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64)
 }
 
 fn lines(faults: &[Fault]) -> String {
@@ -181,6 +188,7 @@ impl Core {
             keep_map,
             down_after,
             split_bytes,
+            busy_cores: (cores() / 2.0).min(BUSY_CORES_MAX),
             merge_after,
             budgets: self.budgets,
         };

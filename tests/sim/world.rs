@@ -91,6 +91,10 @@ impl Clock for FakeClock {
         let rate = self.rate.lock().unwrap();
         rate.at + rate.since.elapsed().mul_f64(1.0 + rate.ppm as f64 / 1e6)
     }
+
+    fn cpu(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// What can be chosen.
@@ -372,6 +376,8 @@ impl World {
                 keep_map,
                 down_after: settings.down_after,
                 split_bytes,
+                // Nothing costs CPU time here: work is cut however little was used.
+                busy_cores: 0.0,
                 merge_after: Duration::from_millis(merge_after_ms),
                 budgets: Budgets::default(),
             });

@@ -90,6 +90,10 @@ impl Clock for VirtualClock {
     fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }
+
+    fn cpu(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// What survives a crash of a node, and what does not.
