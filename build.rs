@@ -19,7 +19,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("meridian_v1.bin"), public.encode_to_vec())?;
     // Maps in order: the same message is the same bytes.
-    tonic_prost_build::configure().bytes(".").btree_map(".").compile_fds(descriptors)?;
+    // Batches of the pipeline stay the bytes that they are: `src/proto/batch.rs`.
+    tonic_prost_build::configure()
+        .bytes(".")
+        .btree_map(".")
+        .extern_path(".meridian.v1.PipelineRequest", "crate::proto::batch::Requests")
+        .extern_path(".meridian.v1.PipelineReply", "crate::proto::batch::Replies")
+        .compile_fds(descriptors)?;
     Ok(())
 }
 

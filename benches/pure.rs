@@ -12,6 +12,7 @@ use meridian::{
     kv::{Action, Command, Condition, Item, Op, Restore, ScanSpec, Session, SessionLimits, Store, StoreConfig, Write},
     placement::{self, CreateKeyspace, Cuts, Map, RegisterNode, State},
     proto::{
+        batch::Requests,
         rows::{Packer, unpack},
         v1,
     },
@@ -197,12 +198,12 @@ fn pipelines(group: &mut BenchmarkGroup<'_, WallTime>) {
         let put = v1::PutRequest { key: key(row), value: value(), ..v1::PutRequest::default() };
         v1::Request { id: row, op: Some(v1::request::Op::Put(put)), ..v1::Request::default() }
     };
-    let pipeline = v1::PipelineRequest { requests: (0..PUTS).map(request).collect() };
-    let bytes = Bytes::from(pipeline.encode_to_vec());
+    let requests: Vec<v1::Request> = (0..PUTS).map(request).collect();
+    let bytes = Bytes::from(Requests::of(&requests).encode_to_vec());
     group.throughput(Throughput::Bytes(bytes.len() as u64));
-    group.bench_function("pipeline of 100 puts, encode", |b| b.iter(|| pipeline.encode_to_vec()));
+    group.bench_function("pipeline of 100 puts, encode", |b| b.iter(|| Requests::of(&requests)));
     group.bench_function("pipeline of 100 puts, decode", |b| {
-        b.iter(|| v1::PipelineRequest::decode(bytes.clone()).expect("ours"));
+        b.iter(|| Requests::decode(bytes.clone()).and_then(Requests::items).expect("ours"));
     });
 }
 

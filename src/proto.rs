@@ -12,6 +12,7 @@ pub mod internal {
     tonic::include_proto!("meridian.internal.v1");
 }
 
+pub mod batch;
 pub mod rows;
 
 /// Descriptors of the public services, for reflection.

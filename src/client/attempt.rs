@@ -12,7 +12,7 @@
 use super::{
     horizon,
     query::Serve,
-    router::{Caller, Router, session_mut},
+    router::{Caller, Question, Router, session_mut},
 };
 use crate::{
     env,
@@ -218,14 +218,8 @@ impl<C: Caller> Router<C> {
         (op, tokens): (&request::Op, Option<v1::Tokens>),
         deadline: Instant,
     ) -> Result<reply::Result, Error> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let request = v1::Request {
-            id: 0,
-            deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1),
-            route: Some(v1::Route { partition: partition.0, tokens }),
-            op: Some(op.clone()),
-        };
-        let answer = match self.caller().call(node, request, deadline).await {
+        let question = Question { route: Some(v1::Route { partition: partition.0, tokens }), op };
+        let answer = match self.caller().call(node, question, deadline).await {
             Ok(v1::Reply { result: Some(reply::Result::Error(error)), .. }) => Err(Error::from(error)),
             Ok(v1::Reply { result: Some(result), .. }) => Ok(result),
             Ok(v1::Reply { result: None, .. }) => Err(Error::new(Reason::Internal, format!("{node} answered nothing"))),

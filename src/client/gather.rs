@@ -247,10 +247,16 @@ impl<C: Caller> Router<C> {
         (ask, result)
     }
 
-    async fn read_part(&self, space: Space, ask: &Ask, op: request::Op, deadline: Instant) -> Result<Served, Error> {
+    async fn read_part(
+        &self,
+        space: Space,
+        ask: &Ask,
+        mut op: request::Op,
+        deadline: Instant,
+    ) -> Result<Served, Error> {
         let place = |map: &Map| Ok(query::partition_at(map, space.id, &ask.edge).map(|(id, _)| id));
         let tokens = (space.layout == Layout::Hashed).then(|| query::tokens_to_pb(&ask.tokens)).flatten();
-        self.read(&place, op, tokens, deadline).await
+        self.read(&place, &mut op, tokens, deadline).await
     }
 
     /// Counts the rows of a range.
@@ -402,8 +408,8 @@ impl<C: Caller> Router<C> {
     ) -> Result<Vec<v1::GetReply>, Error> {
         let place = |map: &Map| one_partition(map, space, indices.iter().map(|index| &positions[*index]));
         let keys = indices.iter().map(|index| get.keys[*index].clone()).collect();
-        let op = request::Op::BatchGet(v1::BatchGetRequest { keys, ..get.clone() });
-        match self.read(&place, op, None, deadline).await {
+        let mut op = request::Op::BatchGet(v1::BatchGetRequest { keys, ..get.clone() });
+        match self.read(&place, &mut op, None, deadline).await {
             Ok(served) => match served.result {
                 reply::Result::BatchGet(reply) if reply.items.len() == indices.len() => Ok(reply.items),
                 _ => Err(mismatched()),

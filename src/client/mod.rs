@@ -55,7 +55,7 @@ pub use connection::{Builder, Client, DEADLINE_DEFAULT, Keyspace, Session};
 pub use error::Error;
 pub use keys::{IntegerKeys, IntoBytes, IntoKey, IntoRange, KeyType, RawKeys, Row};
 pub use reads::{Consistency, Count, Get, GetMany, Page, Running, Scan};
-pub use router::{Caller, Router};
+pub use router::{Caller, Question, Router};
 pub use routing::Routing;
 pub use writes::{
     Batch, BatchWritten, CompareAndSet, Delete, DeleteRange, Expected, Increment, Put, SingleWrite, Write, Written,

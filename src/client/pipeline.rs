@@ -16,15 +16,17 @@ use crate::{
     error::{Error, Outcome, Reason},
     proto::{
         self, HTTP2_FRAME_BYTES,
+        batch::{self, Replies, Requests},
         v1::{self, kv_client::KvClient},
     },
 };
+use bytes::Bytes;
 use parking_lot::Mutex;
-use prost::Message as _;
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use prost::{DecodeError, Message as _};
+use std::{collections::BTreeMap, convert::Infallible, future::Future, sync::Arc, time::Duration};
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
-    time::{Instant, timeout, timeout_at},
+    sync::{Notify, Semaphore, SemaphorePermit, mpsc, oneshot},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -55,19 +57,30 @@ const WINDOW_BYTES: u32 = 8 << 20;
 pub struct Pipeline {
     address: String,
     shared: Arc<Shared>,
-    queue: mpsc::Sender<v1::Request>,
+    queue: mpsc::Sender<Queued>,
+}
+
+/// A request that waits to be sent.
+#[derive(Debug)]
+struct Queued {
+    id: u64,
+    body: Vec<u8>,
 }
 
 #[derive(Debug)]
 struct Shared {
     slots: Semaphore,
     state: Mutex<State>,
+    /// A deadline is nearer than the one that [`Shared::expire`] sleeps for.
+    nearer: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     last_id: u64,
     waiting: BTreeMap<u64, Waiting>,
+    /// No deadline of those that wait is nearer.
+    nearest: Option<Instant>,
     /// Why and until when requests fail at once.
     down: Option<(Instant, String)>,
 }
@@ -76,8 +89,11 @@ struct State {
 struct Waiting {
     sent: bool,
     deadline: Instant,
-    answer: oneshot::Sender<Result<v1::Reply, Error>>,
+    answer: oneshot::Sender<Answer>,
 }
+
+/// The bytes of a reply, or why there is none.
+type Answer = Result<Bytes, Error>;
 
 impl Pipeline {
     /// A connection to be made to `address` (`host:port`). Must be called inside a Tokio runtime.
@@ -86,7 +102,7 @@ impl Pipeline {
     /// When the address is malformed.
     pub fn new(address: &str) -> Result<Self, Error> {
         let endpoint = endpoint(address)?;
-        let shared = Arc::new(Shared { slots: Semaphore::new(IN_FLIGHT_MAX), state: Mutex::default() });
+        let shared = Arc::new(Shared::new(IN_FLIGHT_MAX));
         let (queue, queued) = mpsc::channel(IN_FLIGHT_MAX);
         env::spawn(Arc::clone(&shared).run(queued, endpoint));
         Ok(Self { address: address.to_owned(), shared, queue })
@@ -98,21 +114,16 @@ impl Pipeline {
         &self.address
     }
 
-    /// Sends a request (its id is replaced) and waits for the answer, at most until `deadline`.
+    /// Sends a request (its [`batch::request_body`]) and waits for the answer, at most until `deadline`.
     ///
     /// # Errors
     /// `UNREACHABLE`, `DEADLINE_EXCEEDED` or `OVERLOADED`; the outcome says `NotApplied` if it was never sent, otherwise
     /// `Unknown`. Errors of the node are inside the reply.
-    pub async fn call(&self, mut request: v1::Request, deadline: Instant) -> Result<v1::Reply, Error> {
-        let patience = deadline.saturating_duration_since(Instant::now()) / 2;
-        let Ok(slot) = timeout(patience, self.shared.slots.acquire()).await else {
-            return Err(self.overloaded());
-        };
-        let _slot = slot.expect("the semaphore is never closed");
+    pub async fn call(&self, body: Vec<u8>, deadline: Instant) -> Result<v1::Reply, Error> {
+        let _slot = self.slot(deadline).await?;
         let (id, answer) = self.shared.begin(&self.address, deadline)?;
-        let waiting = Guard { shared: &self.shared, id };
-        request.id = id;
-        if let Err(error) = self.queue.try_send(request) {
+        let mut waiting = Guard { shared: &self.shared, id: Some(id) };
+        if let Err(error) = self.queue.try_send(Queued { id, body }) {
             return Err(match error {
                 mpsc::error::TrySendError::Full(_) => self.overloaded(),
                 mpsc::error::TrySendError::Closed(_) => {
@@ -120,16 +131,24 @@ impl Pipeline {
                 }
             });
         }
-        match timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(unreachable(&self.address, "the connection was dropped").outcome(Outcome::Unknown)),
-            Err(_) => {
-                let sent = waiting.end();
-                let outcome = if sent { Outcome::Unknown } else { Outcome::NotApplied };
-                Err(Error::new(Reason::DeadlineExceeded, format!("{} did not answer in time", self.address))
-                    .outcome(outcome))
-            }
+        let Ok(answer) = answer.await else {
+            return Err(unreachable(&self.address, "the connection was dropped").outcome(Outcome::Unknown));
+        };
+        // Whoever answers has taken it out.
+        waiting.id = None;
+        v1::Reply::decode(answer?).map_err(|error| {
+            unreachable(&self.address, &format!("an unreadable answer: {error}")).outcome(Outcome::Unknown)
+        })
+    }
+
+    /// A place among those in flight.
+    async fn slot(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Error> {
+        if let Ok(slot) = self.shared.slots.try_acquire() {
+            return Ok(slot);
         }
+        let patience = deadline.saturating_duration_since(Instant::now()) / 2;
+        let slot = timeout(patience, self.shared.slots.acquire()).await.map_err(|_elapsed| self.overloaded())?;
+        Ok(slot.expect("the semaphore is never closed"))
     }
 
     fn overloaded(&self) -> Error {
@@ -141,29 +160,43 @@ impl Pipeline {
 /// Forgets a request whose caller has left.
 struct Guard<'a> {
     shared: &'a Shared,
-    id: u64,
-}
-
-impl Guard<'_> {
-    /// Gives up waiting: whether the request had been sent.
-    fn end(&self) -> bool {
-        self.shared.state.lock().waiting.remove(&self.id).is_none_or(|waiting| waiting.sent)
-    }
+    /// None: it was answered.
+    id: Option<u64>,
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        self.end();
+        if let Some(id) = self.id {
+            self.shared.state.lock().waiting.remove(&id);
+        }
+    }
+}
+
+/// Nobody answers any more when this is gone: nobody has to wait.
+struct End<'a>(&'a Shared);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().waiting.clear();
+    }
+}
+
+impl Waiting {
+    /// Answers it that nobody else will: it may have reached the node if it was sent.
+    fn fail(self, error: Error) {
+        let outcome = if self.sent { Outcome::Unknown } else { Outcome::NotApplied };
+        // A caller that has just left needs no answer.
+        let _ = self.answer.send(Err(error.outcome(outcome)));
     }
 }
 
 impl Shared {
+    fn new(in_flight_max: usize) -> Self {
+        Self { slots: Semaphore::new(in_flight_max), state: Mutex::default(), nearer: Notify::new() }
+    }
+
     /// Enters a request.
-    fn begin(
-        &self,
-        address: &str,
-        deadline: Instant,
-    ) -> Result<(u64, oneshot::Receiver<Result<v1::Reply, Error>>), Error> {
+    fn begin(&self, address: &str, deadline: Instant) -> Result<(u64, oneshot::Receiver<Answer>), Error> {
         let mut state = self.state.lock();
         if let Some((until, why)) = &state.down {
             if Instant::now() < *until {
@@ -175,17 +208,59 @@ impl Shared {
         let id = state.last_id;
         let (answer, answered) = oneshot::channel();
         state.waiting.insert(id, Waiting { sent: false, deadline, answer });
+        if state.nearest.is_none_or(|nearest| deadline < nearest) {
+            state.nearest = Some(deadline);
+            self.nearer.notify_one();
+        }
         Ok((id, answered))
     }
 
-    async fn run(self: Arc<Self>, mut queue: mpsc::Receiver<v1::Request>, endpoint: Endpoint) {
+    async fn run(self: Arc<Self>, queue: mpsc::Receiver<Queued>, endpoint: Endpoint) {
+        let _end = End(&self);
+        tokio::select! {
+            biased;
+            () = self.serve(queue, &endpoint) => {}
+            never = self.expire(&endpoint) => match never {},
+        }
+    }
+
+    /// Answers those whose deadlines have passed. One timer for all: most are answered long before, and a timer for each
+    /// costs more than all else that is done for it here.
+    async fn expire(&self, endpoint: &Endpoint) -> Infallible {
+        loop {
+            let nearest = self.state.lock().nearest;
+            let Some(nearest) = nearest else {
+                self.nearer.notified().await;
+                continue;
+            };
+            tokio::select! {
+                biased;
+                () = sleep_until(nearest) => {}
+                () = self.nearer.notified() => continue,
+            }
+            let late: Vec<Waiting> = {
+                let (mut state, now) = (self.state.lock(), Instant::now());
+                let late = state.waiting.iter().filter(|(_, waiting)| waiting.deadline <= now).map(|(id, _)| *id);
+                let late: Vec<u64> = late.collect();
+                let late = late.iter().filter_map(|id| state.waiting.remove(id)).collect();
+                state.nearest = state.waiting.values().map(|waiting| waiting.deadline).min();
+                late
+            };
+            for waiting in late {
+                let message = format!("{} did not answer in time", address_of(endpoint));
+                waiting.fail(Error::new(Reason::DeadlineExceeded, message));
+            }
+        }
+    }
+
+    async fn serve(&self, mut queue: mpsc::Receiver<Queued>, endpoint: &Endpoint) {
         let mut batch = Vec::new();
         while queue.recv_many(&mut batch, MESSAGE_REQUESTS_MAX).await > 0 {
-            let why = match self.connected(&mut queue, &mut batch, &endpoint).await {
+            let why = match self.connected(&mut queue, &mut batch, endpoint).await {
                 Ok(()) => "the connection was closed".to_owned(),
                 Err(error) => error.to_string(),
             };
-            tracing::debug!(address = %endpoint.uri(), why, "connection over");
+            tracing::debug!(address = address_of(endpoint), why, "connection over");
             batch.clear();
             self.fail_all(&endpoint.uri().to_string(), &why);
         }
@@ -194,8 +269,8 @@ impl Shared {
     /// One connection from its beginning to its end. `batch` holds the first requests.
     async fn connected(
         &self,
-        queue: &mut mpsc::Receiver<v1::Request>,
-        batch: &mut Vec<v1::Request>,
+        queue: &mut mpsc::Receiver<Queued>,
+        batch: &mut Vec<Queued>,
         endpoint: &Endpoint,
     ) -> Result<(), Error> {
         let channel = within(async { endpoint.connect().await.map_err(|e| refused(&e)) }).await?;
@@ -206,13 +281,13 @@ impl Shared {
         let mut answers = within(async { opened.await.map_err(|status| proto::error_of(&status)) }).await?.into_inner();
         let read = async {
             while let Some(reply) = answers.message().await.map_err(|status| proto::error_of(&status))? {
-                self.answer(reply);
+                self.answer(reply).map_err(|error| Error::new(Reason::Unreachable, error.to_string()))?;
             }
             Ok(())
         };
         let write = async {
             loop {
-                while let Some(message) = self.next_message(batch) {
+                while let Some((_, message)) = self.next_message(batch) {
                     if out.send(message).await.is_err() {
                         // The reading side learns why.
                         return std::future::pending().await;
@@ -230,42 +305,47 @@ impl Shared {
         }
     }
 
-    /// Takes requests that are still waited for out of `batch`, up to one message, and marks them as sent.
-    fn next_message(&self, batch: &mut Vec<v1::Request>) -> Option<v1::PipelineRequest> {
+    /// Takes requests that are still waited for out of `batch`, up to one message, and marks them as sent. Gives how many
+    /// they are, too.
+    fn next_message(&self, batch: &mut Vec<Queued>) -> Option<(usize, Requests)> {
         let mut bytes = 0;
         let take = batch.iter().take_while(|request| {
             let fits = bytes < MESSAGE_BYTES;
-            bytes += request.encoded_len();
+            bytes += request.body.len() + batch::REQUEST_HEAD_BYTES_MAX;
             fits
         });
         let take = take.count();
+        let (mut message, mut count) = (Vec::with_capacity(bytes), 0);
         let (mut state, now) = (self.state.lock(), Instant::now());
-        let mut send = |mut request: v1::Request| {
-            let waiting = state.waiting.get_mut(&request.id)?;
+        for Queued { id, body } in batch.drain(..take) {
+            let Some(waiting) = state.waiting.get_mut(&id) else { continue };
             waiting.sent = true;
             let left_ms = waiting.deadline.saturating_duration_since(now).as_millis();
-            request.deadline_ms = u32::try_from(left_ms).unwrap_or(u32::MAX).max(1);
-            Some(request)
-        };
-        let requests: Vec<v1::Request> = batch.drain(..take).filter_map(&mut send).collect();
+            batch::put_request(&mut message, id, u32::try_from(left_ms).unwrap_or(u32::MAX).max(1), &body);
+            count += 1;
+        }
         drop(state);
-        match requests.is_empty() {
+        match message.is_empty() {
             true if batch.is_empty() => None,
             true => self.next_message(batch),
-            false => Some(v1::PipelineRequest { requests }),
+            false => Some((count, Requests::of_pieces(vec![message.into()]))),
         }
     }
 
-    fn answer(&self, message: v1::PipelineReply) {
-        let answered: Vec<_> = {
-            let mut state = self.state.lock();
-            let replies = message.replies.into_iter();
-            replies.filter_map(|reply| Some((state.waiting.remove(&reply.id)?, reply))).collect()
-        };
+    /// Gives each answer to who waits for it, to be read there.
+    fn answer(&self, message: Replies) -> Result<(), DecodeError> {
+        let mut answered = Vec::new();
+        let mut state = self.state.lock();
+        for reply in message.parts() {
+            let reply = reply?;
+            answered.extend(state.waiting.remove(&batch::reply_id(&reply)?).map(|waiting| (waiting, reply)));
+        }
+        drop(state);
         for (waiting, reply) in answered {
             // A caller that has just left needs no answer.
             let _ = waiting.answer.send(Ok(reply));
         }
+        Ok(())
     }
 
     fn fail_all(&self, address: &str, why: &str) {
@@ -274,11 +354,12 @@ impl Shared {
             state.down = Some((Instant::now() + DOWN_FOR, why.to_owned()));
             std::mem::take(&mut state.waiting)
         };
-        for waiting in waiting.into_values() {
-            let outcome = if waiting.sent { Outcome::Unknown } else { Outcome::NotApplied };
-            let _ = waiting.answer.send(Err(unreachable(address, why).outcome(outcome)));
-        }
+        waiting.into_values().for_each(|waiting| waiting.fail(unreachable(address, why)));
     }
+}
+
+fn address_of(endpoint: &Endpoint) -> &str {
+    endpoint.uri().authority().map_or("", |authority| authority.as_str())
 }
 
 fn unreachable(address: &str, why: &str) -> Error {

@@ -2,7 +2,7 @@
 
 use super::{
     pipeline::{self, Pipeline},
-    router::Caller,
+    router::{Caller, Question},
     routing::Routing,
 };
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     key::NodeId,
     placement::Fit,
     proto::{
-        self,
+        self, batch,
         v1::{self, topology_client::TopologyClient},
     },
 };
@@ -186,9 +186,9 @@ impl Remote {
 }
 
 impl Caller for Arc<Remote> {
-    async fn call(&self, to: NodeId, request: v1::Request, deadline: Instant) -> Result<v1::Reply, Error> {
+    async fn call(&self, to: NodeId, question: Question<'_>, deadline: Instant) -> Result<v1::Reply, Error> {
         let pipeline = self.pipeline(to).map_err(|error| error.outcome(Outcome::NotApplied))?;
-        pipeline.call(request, deadline).await
+        pipeline.call(batch::request_body(question.route.as_ref(), Some(question.op)), deadline).await
     }
 
     fn routing(&self) -> &Routing {

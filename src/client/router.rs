@@ -37,6 +37,25 @@ const SUSPECT_FOR: Duration = Duration::from_secs(1);
 /// Sessions that one write goes through when partitions keep forgetting them.
 const SESSIONS_PER_WRITE_MAX: u32 = 3;
 
+/// What a node is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// Where it belongs; see [`Caller::call`].
+    pub route: Option<v1::Route>,
+    /// What to do.
+    pub op: &'a request::Op,
+}
+
+impl Question<'_> {
+    /// As a message of its own that says how long its asker waits.
+    #[must_use]
+    pub fn to_request(&self, deadline: Instant) -> v1::Request {
+        let left_ms = deadline.saturating_duration_since(Instant::now()).as_millis();
+        let deadline_ms = u32::try_from(left_ms).unwrap_or(u32::MAX).max(1);
+        v1::Request { id: 0, deadline_ms, route: self.route, op: Some(self.op.clone()) }
+    }
+}
+
 /// Carries requests to nodes.
 pub trait Caller: Send + Sync + 'static {
     /// Sends a request to a node and waits for its answer, at most until `deadline`. With a route the node answers from
@@ -47,7 +66,7 @@ pub trait Caller: Send + Sync + 'static {
     fn call(
         &self,
         to: NodeId,
-        request: v1::Request,
+        question: Question<'_>,
         deadline: Instant,
     ) -> impl Future<Output = Result<v1::Reply, Error>> + Send;
 
@@ -206,13 +225,17 @@ impl<C: Caller> Router<C> {
         let place = |map: &Map| Ok(map.locate(space.id, &position).map(|partition| partition.id));
         let confirms = query::confirms_absent(get.options.as_ref());
         let confirms_degraded = get.options.as_ref().is_some_and(|options| options.confirm_absent.unwrap_or(true));
-        let served = self.read(&place, request::Op::Get(get.clone()), None, deadline).await?;
+        let options = get.options.clone();
+        let mut op = request::Op::Get(get);
+        let served = self.read(&place, &mut op, None, deadline).await?;
         let (partition, node) = (served.partition, served.node);
         let reply::Result::Get(reply) = served.result else { return Err(mismatched()) };
         let leader = reply.read.as_ref().is_some_and(|read| read.role() == v1::Role::Leader);
         if reply.found || leader || !(confirms || confirms_degraded && is_degraded(&reply)) {
             return Ok(reply);
         }
+        let request::Op::Get(get) = op else { return Err(mismatched()) };
+        let get = v1::GetRequest { options, ..get };
         Box::pin(self.confirm_absent(&place, get, reply, (partition, node), deadline)).await
     }
 
@@ -261,15 +284,15 @@ impl<C: Caller> Router<C> {
         Ok(absent)
     }
 
-    /// A read of one partition, with its fall-back.
+    /// A read of one partition, with its fall-back. What the options say of fall-backs is done here and taken out of `op`.
     pub(crate) async fn read(
         &self,
         place: super::attempt::Place<'_>,
-        mut op: request::Op,
+        op: &mut request::Op,
         tokens: Option<v1::Tokens>,
         deadline: Instant,
     ) -> Result<Served, Error> {
-        let Some(options) = options_mut(&mut op) else { return Err(mismatched()) };
+        let Some(options) = options_mut(op) else { return Err(mismatched()) };
         let serve = query::serve_of(options.as_ref())?;
         let degrades = query::degrades(options.as_ref());
         if let Some(options) = options {
@@ -277,19 +300,19 @@ impl<C: Caller> Router<C> {
             options.confirm_absent = Some(false);
         }
         if !degrades {
-            return self.run(&Job::read(place, &op, tokens, serve, deadline)).await;
+            return self.run(&Job::read(place, op, tokens, serve, deadline)).await;
         }
         let now = Instant::now();
         let half = now + deadline.saturating_duration_since(now) / 2;
-        let job = Job { patience: Patience::Short, ..Job::read(place, &op, tokens, serve, half) };
+        let job = Job { patience: Patience::Short, ..Job::read(place, op, tokens, serve, half) };
         let error = match self.run(&job).await {
             Err(error) if is_unavailable(error.reason) => error,
             other => return other,
         };
-        if let Some(Some(options)) = options_mut(&mut op) {
+        if let Some(Some(options)) = options_mut(op) {
             options.consistency = v1::Consistency::Eventual as i32;
         }
-        let job = Job { patience: Patience::Once, ..Job::read(place, &op, tokens, Serve::Anyone, deadline) };
+        let job = Job { patience: Patience::Once, ..Job::read(place, op, tokens, Serve::Anyone, deadline) };
         let mut served = self.run(&job).await.map_err(|_| error)?;
         mark_degraded(&mut served.result);
         Ok(served)
@@ -363,12 +386,8 @@ impl<C: Caller> Router<C> {
                 break;
             }
             let soon = (now + (left / 4).max(ATTEMPT_MIN)).min(deadline);
-            let request = v1::Request {
-                deadline_ms: u32::try_from((soon - now).as_millis()).unwrap_or(u32::MAX).max(1),
-                op: Some(request::Op::OpenSession(v1::OpenSessionRequest {})),
-                ..Default::default()
-            };
-            match self.caller().call(node, request, soon).await.map(|reply| reply.result) {
+            let op = request::Op::OpenSession(v1::OpenSessionRequest {});
+            match self.caller().call(node, Question { route: None, op: &op }, soon).await.map(|reply| reply.result) {
                 Ok(Some(reply::Result::OpenSession(reply))) => return Ok((node, reply)),
                 Ok(Some(reply::Result::Error(error))) => last = error.into(),
                 Ok(_) => last = mismatched(),

@@ -1,7 +1,11 @@
 //! A cluster in one struct, behind a [`Caller`]: partitions with members and leaders, one shared set of rows, and the
 //! faults that tests ask for. What it knows is the truth; the router's map is only as new as its last refresh.
 
-use super::{query, router::Caller, routing::Routing};
+use super::{
+    query,
+    router::{Caller, Question},
+    routing::Routing,
+};
 use crate::{
     error::{Error, Hint, Outcome, Reason},
     key::{
@@ -455,7 +459,7 @@ fn name_of(op: &request::Op) -> &'static str {
 }
 
 impl Caller for Arc<Fake> {
-    async fn call(&self, to: NodeId, request: v1::Request, deadline: Instant) -> Result<v1::Reply, Error> {
+    async fn call(&self, to: NodeId, question: Question<'_>, deadline: Instant) -> Result<v1::Reply, Error> {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let hang = || async {
             sleep_until(deadline).await;
@@ -466,11 +470,11 @@ impl Caller for Arc<Fake> {
         }
         let (result, fault) = {
             let mut world = self.world.lock();
-            let op = request.op.expect("a request has an operation");
+            let op = question.op.clone();
             if world.down.contains(&to.0) {
                 return Err(Error::new(Reason::Unreachable, "fake: refused").outcome(Outcome::NotApplied));
             }
-            let Some(route) = request.route else {
+            let Some(route) = question.route else {
                 world.sessions += 1;
                 let client_id = Bytes::copy_from_slice(&u128::from(world.sessions).to_be_bytes());
                 let reply = v1::OpenSessionReply {
@@ -501,7 +505,7 @@ impl Caller for Arc<Fake> {
             Ok(result) => result,
             Err(error) => reply::Result::Error((&error).into()),
         };
-        Ok(v1::Reply { id: request.id, result: Some(result) })
+        Ok(v1::Reply { id: 0, result: Some(result) })
     }
 
     fn routing(&self) -> &Routing {

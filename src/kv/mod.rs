@@ -34,6 +34,7 @@ pub use command::{Action, Command, Condition, Item, Op, Session, Write};
 pub use packed::{Row, RowRef};
 pub use reply::{Answer, Deleted, Done, Refusal, Reply, Written};
 pub use reshape::{Birth, Change, Reshape, Split};
+pub use rows::CALLED_ROWS;
 pub use scan::{Page, SCAN_LOOKED_MAX, ScanSpec};
 pub use session::{SESSION_AHEAD_MAX_MS, SessionLimits};
 pub use snapshot::{FREEZE_LOOKED_MAX, Restore, SnapshotError};

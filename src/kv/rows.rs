@@ -23,7 +23,7 @@ const ROOM_ROWS: usize = LEAF_ROWS / 8;
 const JOIN_ROWS: usize = LEAF_ROWS / 2;
 
 /// Most rows that are called for together.
-pub(super) const CALLED_ROWS: usize = 16;
+pub const CALLED_ROWS: usize = 16;
 
 /// A key to look for.
 #[derive(Clone, Copy, Debug)]
@@ -133,8 +133,11 @@ impl Rows {
     /// Asks the memory for the rows of the first [`CALLED_ROWS`] of these keys, all together: one after the other, each would
     /// be waited for, place by place.
     pub(super) fn call_for<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
+        let mut keys = keys.take(CALLED_ROWS);
+        // One alone has nobody to wait together with.
+        let (Some(first), Some(second)) = (keys.next(), keys.next()) else { return };
         let mut leaves: Vec<(Probe<'_>, &Leaf)> = Vec::with_capacity(CALLED_ROWS);
-        for key in keys.take(CALLED_ROWS) {
+        for key in [first, second].into_iter().chain(keys) {
             if let Some((_, leaf)) = self.leaves.range::<[u8], _>(upto(key)).next_back() {
                 black_box((leaf.prints.first(), leaf.prints.last()));
                 leaves.push((Probe::new(key), leaf));

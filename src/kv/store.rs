@@ -82,8 +82,8 @@ impl Store {
         self.sessions.expire(self.last_version);
         let mut replies = Vec::with_capacity(command.writes.len());
         for writes in command.writes.chunks(CALLED_ROWS) {
-            self.table.call_for(writes.iter().filter_map(|write| match &write.op {
-                Op::Single(item) => Some(&*item.key),
+            self.call_for(writes.iter().filter_map(|write| match &write.op {
+                Op::Single(item) => Some(&item.key),
                 _ => None,
             }));
             replies.extend(writes.iter().map(|write| self.apply_write(write)));
@@ -283,6 +283,11 @@ impl Store {
             _ => {}
         }
         Ok(self.table.get(key).as_ref().map(RowRef::to_row))
+    }
+
+    /// Asks the memory for the rows of the first [`CALLED_ROWS`] of these keys, which are about to be looked up.
+    pub fn call_for<'a>(&self, keys: impl Iterator<Item = &'a Bytes>) {
+        self.table.call_for(keys.map(|key| &**key));
     }
 
     /// Number of rows.

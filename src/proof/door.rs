@@ -6,7 +6,10 @@
 use crate::{
     client::{Client, pipeline::Pipeline},
     error::{Error, Outcome, Reason},
-    proto::v1::{self, reply},
+    proto::{
+        batch,
+        v1::{self, reply},
+    },
 };
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
@@ -58,11 +61,10 @@ impl Door for OneNode {
         Some(self.name.clone())
     }
 
-    fn ask(&self, mut request: v1::Request, deadline: Instant) -> BoxFuture<'_, Result<reply::Result, Error>> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        request.deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1);
+    fn ask(&self, request: v1::Request, deadline: Instant) -> BoxFuture<'_, Result<reply::Result, Error>> {
+        let body = batch::request_body(request.route.as_ref(), request.op.as_ref());
         Box::pin(async move {
-            match self.pipeline.call(request, deadline).await?.result {
+            match self.pipeline.call(body, deadline).await?.result {
                 Some(reply::Result::Error(error)) => Err(error.into()),
                 Some(result) => Ok(result),
                 None => {

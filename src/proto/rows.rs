@@ -32,14 +32,11 @@ impl Packer {
 
     /// Appends a row.
     pub fn push(&mut self, key: &[u8], value: &[u8], version: u64) {
-        let (key_head, value_head) = (Head::of_bytes(KEY, key), Head::of_bytes(VALUE, value));
-        let tail = if version == 0 { Head::default() } else { Head::new(VERSION, version) };
-        let length = key_head.len + key.len() + value_head.len + value.len() + tail.len;
-        let head = Head::new(ROW, length as u64);
-        self.0.reserve(head.len + length);
-        for part in [head.bytes(), key_head.bytes(), key, value_head.bytes(), value, tail.bytes()] {
-            self.0.extend_from_slice(part);
-        }
+        let row = RowBody::of(key, value, version);
+        let head = Head::new(ROW, row.len() as u64);
+        self.0.reserve(head.len + row.len());
+        self.0.extend_from_slice(head.bytes());
+        row.put(&mut self.0);
     }
 
     /// All rows.
@@ -49,15 +46,41 @@ impl Packer {
     }
 }
 
+/// The bytes of a [`v1::Row`], about to be written.
+pub(super) struct RowBody<'a> {
+    key_head: Head,
+    key: &'a [u8],
+    value_head: Head,
+    value: &'a [u8],
+    tail: Head,
+}
+
+impl<'a> RowBody<'a> {
+    pub(super) fn of(key: &'a [u8], value: &'a [u8], version: u64) -> Self {
+        let (key_head, value_head) = (Head::of_bytes(KEY, key), Head::of_bytes(VALUE, value));
+        Self { key_head, key, value_head, value, tail: Head::of_number(VERSION, version) }
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.key_head.len + self.key.len() + self.value_head.len + self.value.len() + self.tail.len
+    }
+
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        for part in [self.key_head.bytes(), self.key, self.value_head.bytes(), self.value, self.tail.bytes()] {
+            out.extend_from_slice(part);
+        }
+    }
+}
+
 /// What stands before a field's content: its tag, and a number.
 #[derive(Clone, Copy, Default)]
-struct Head {
+pub(super) struct Head {
     array: [u8; 11],
     len: usize,
 }
 
 impl Head {
-    fn new(tag: u8, mut number: u64) -> Self {
+    pub(super) fn new(tag: u8, mut number: u64) -> Self {
         let mut head = Self { array: [tag; 11], len: 1 };
         loop {
             let more = number > 0x7F;
@@ -75,7 +98,16 @@ impl Head {
         if bytes.is_empty() { Self::default() } else { Self::new(tag, bytes.len() as u64) }
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// A whole field, which is left out when it is zero.
+    pub(super) fn of_number(tag: u8, number: u64) -> Self {
+        if number == 0 { Self::default() } else { Self::new(tag, number) }
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
         &self.array[..self.len]
     }
 }
@@ -124,7 +156,7 @@ fn take<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], DecodeError> {
 }
 
 /// What prost says of a message that ends too early.
-fn cut_short() -> DecodeError {
+pub(super) fn cut_short() -> DecodeError {
     <v1::Row as prost::Message>::decode(&[KEY, 1][..]).expect_err("a byte is missing")
 }
 

@@ -268,8 +268,15 @@ impl Call<'_> {
             Ok(point) => point,
             Err(error) => return keys.into_iter().map(|key| Err(key.err().unwrap_or_else(|| error.clone()))).collect(),
         };
-        let (rows, info) = self
-            .at(&point, |store| keys.iter().map(|key| key.as_ref().ok().map(|key| store.get(key))).collect::<Vec<_>>());
+        let look_up = |store: &kv::Store| {
+            let mut rows = Vec::with_capacity(keys.len());
+            for keys in keys.chunks(kv::CALLED_ROWS) {
+                store.call_for(keys.iter().flatten());
+                rows.extend(keys.iter().map(|key| key.as_ref().ok().map(|key| store.get(key))));
+            }
+            rows
+        };
+        let (rows, info): (Vec<Option<Found>>, _) = self.at(&point, look_up);
         let mut served = 0;
         let answer = |(key, row): (Result<Bytes, Error>, Option<Found>)| {
             let (key, Some(row)) = (key?, row) else { unreachable!("every key that may be one was looked up") };

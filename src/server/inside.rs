@@ -3,7 +3,10 @@
 
 use super::{exec::Executor, responder::WeakResponder};
 use crate::{
-    client::{router::Caller, routing::Routing},
+    client::{
+        router::{Caller, Question},
+        routing::Routing,
+    },
     env,
     error::{Error, Outcome, Reason},
     key::NodeId,
@@ -24,14 +27,13 @@ pub(crate) struct Inside {
 }
 
 impl Caller for Inside {
-    async fn call(&self, to: NodeId, mut request: v1::Request, deadline: Instant) -> Result<v1::Reply, Error> {
+    async fn call(&self, to: NodeId, question: Question<'_>, deadline: Instant) -> Result<v1::Reply, Error> {
         let node = &self.executor.node;
+        let request = question.to_request(deadline);
         if to == node.id() {
-            let id = request.id;
-            return Ok(reply_of(id, self.executor.execute(request, deadline).await));
+            return Ok(reply_of(0, self.executor.execute(request, deadline).await));
         }
         let patience = deadline.saturating_duration_since(Instant::now());
-        request.deadline_ms = (patience.as_millis() as u32).max(1);
         let is_write = super::exec::is_write(request.op.as_ref());
         let body = Bytes::from(request.encode_to_vec());
         let answer = node.endpoint().call(to, Kind::Kv, body, patience).await;

@@ -3,7 +3,10 @@
 use super::{Core, pipeline, responder::DEADLINE_MAX};
 use crate::{
     error::{Error, Reason},
-    proto::{status_of, v1},
+    proto::{
+        batch::{Replies, Requests},
+        status_of, v1,
+    },
 };
 use futures_util::{Stream, StreamExt as _};
 use std::{pin::Pin, sync::Arc, time::Duration};
@@ -103,11 +106,11 @@ impl Kv for KvService {
         })
     }
 
-    type PipelineStream = Pin<Box<dyn Stream<Item = Result<v1::PipelineReply, Status>> + Send>>;
+    type PipelineStream = Pin<Box<dyn Stream<Item = Result<Replies, Status>> + Send>>;
 
     fn pipeline<'a: 'f, 'f>(
         &'a self,
-        request: Request<Streaming<v1::PipelineRequest>>,
+        request: Request<Streaming<Requests>>,
     ) -> Pin<Box<dyn Future<Output = Result<Response<Self::PipelineStream>, Status>> + Send + 'f>>
     where
         Self: 'f,

@@ -9,10 +9,15 @@
 //! * at most [`IN_FLIGHT_MAX`] requests are under way; more wait unread, which the client's flow control feels.
 
 use super::{Core, exec::alike, inside::reply_of};
-use crate::proto::v1;
-use futures_util::{FutureExt as _, Stream};
+use crate::proto::{
+    batch::{Items, Replies, Requests},
+    v1,
+};
+use bytes::Bytes;
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use prost::DecodeError;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tonic::{Status, Streaming};
 
 /// Requests of one pipeline that may be under way.
@@ -26,52 +31,69 @@ const REPLIES_MAX: usize = 512;
 /// Bytes of answers sent together, about.
 const REPLY_BYTES_MAX: usize = 1 << 20;
 
-/// Answers, with the places of their requests among those under way.
+/// Answers as a piece of a message, with the places of their requests among those under way.
 struct Answered {
-    replies: Vec<v1::Reply>,
-    _places: OwnedSemaphorePermit,
+    replies: Bytes,
+    places: OwnedSemaphorePermit,
 }
 
 /// Serves the requests of a stream: the answers.
 pub(crate) fn serve(
     core: Arc<Core>,
-    requests: Streaming<v1::PipelineRequest>,
-) -> impl Stream<Item = Result<v1::PipelineReply, Status>> + Send {
+    requests: Streaming<Requests>,
+) -> impl Stream<Item = Result<Replies, Status>> + Send {
     // Every message in it holds a place at least.
     let (answers, ready) = mpsc::channel(IN_FLIGHT_MAX);
     let scope = Arc::clone(&core.scope);
-    scope.enter(|| crate::env::spawn(read(core, requests, answers)));
-    futures_util::stream::unfold(ready, |mut ready| async move {
-        let replies = drain(&mut ready).await?;
-        Some((Ok(v1::PipelineReply { replies }), ready))
-    })
+    let (unreadable, damage) = oneshot::channel();
+    scope.enter(|| {
+        crate::env::spawn(async move {
+            if let Err(error) = read(core, requests, answers).await {
+                let _ = unreadable.send(Status::invalid_argument(format!("a message of the pipeline: {error}")));
+            }
+        })
+    });
+    let answered = futures_util::stream::unfold(ready, |mut ready| async move {
+        let pieces = drain(&mut ready).await?;
+        Some((Ok(Replies::of_pieces(pieces)), ready))
+    });
+    // After the last answer.
+    answered.chain(damage.into_stream().filter_map(async |damage| damage.ok().map(Err)))
 }
 
 /// Waits for answers, and takes with them those that are ready too. `None` when no more will come.
-async fn drain(ready: &mut mpsc::Receiver<Answered>) -> Option<Vec<v1::Reply>> {
-    let bytes = |replies: &[v1::Reply]| replies.iter().map(prost::Message::encoded_len).sum::<usize>();
-    let mut replies = ready.recv().await?.replies;
-    let mut total = bytes(&replies);
-    while replies.len() < REPLIES_MAX && total < REPLY_BYTES_MAX {
+async fn drain(ready: &mut mpsc::Receiver<Answered>) -> Option<Vec<Bytes>> {
+    let first = ready.recv().await?;
+    let (mut replies, mut bytes) = (first.places.num_permits(), first.replies.len());
+    let mut pieces = vec![first.replies];
+    while replies < REPLIES_MAX && bytes < REPLY_BYTES_MAX {
         let Ok(more) = ready.try_recv() else { break };
-        total += bytes(&more.replies);
-        replies.extend(more.replies);
+        replies += more.places.num_permits();
+        bytes += more.replies.len();
+        pieces.push(more.replies);
     }
-    Some(replies)
+    Some(pieces)
 }
 
 /// Reads requests and has them answered, a bounded number at a time.
-async fn read(core: Arc<Core>, mut requests: Streaming<v1::PipelineRequest>, answers: mpsc::Sender<Answered>) {
-    let places = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
-    while let Ok(Some(message)) = requests.message().await {
-        for bundle in bundles(message.requests) {
-            let taken = Arc::clone(&places).acquire_many_owned(bundle.len() as u32).await;
+///
+/// # Errors
+/// When a message cannot be read; nothing of it is executed.
+async fn read(
+    core: Arc<Core>,
+    mut messages: Streaming<Requests>,
+    answers: mpsc::Sender<Answered>,
+) -> Result<(), DecodeError> {
+    let under_way = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+    while let Ok(Some(message)) = messages.message().await {
+        for bundle in bundles(message.items()?) {
+            let taken = Arc::clone(&under_way).acquire_many_owned(bundle.len() as u32).await;
             let places = taken.expect("the semaphore is never closed");
             let mut work = Box::pin(answer(Arc::clone(&core), bundle));
             match work.as_mut().now_or_never() {
                 Some(replies) => {
-                    if answers.send(Answered { replies, _places: places }).await.is_err() {
-                        return;
+                    if answers.send(Answered { replies, places }).await.is_err() {
+                        return Ok(());
                     }
                 }
                 None => {
@@ -79,12 +101,13 @@ async fn read(core: Arc<Core>, mut requests: Streaming<v1::PipelineRequest>, ans
                     crate::env::spawn(async move {
                         let replies = work.await;
                         // The client may have left.
-                        let _ = answers.send(Answered { replies, _places: places }).await;
+                        let _ = answers.send(Answered { replies, places }).await;
                     });
                 }
             }
         }
     }
+    Ok(())
 }
 
 /// Puts together what can be executed together, in the order of the first of each.
@@ -106,11 +129,13 @@ fn bundles(requests: Vec<v1::Request>) -> Vec<Vec<v1::Request>> {
 }
 
 /// Answers the requests of a bundle.
-async fn answer(core: Arc<Core>, requests: Vec<v1::Request>) -> Vec<v1::Reply> {
+async fn answer(core: Arc<Core>, requests: Vec<v1::Request>) -> Bytes {
+    let mut items = Items::default();
     match core.running() {
-        Ok(running) => running.responder.reply_alike(requests).await,
-        Err(error) => requests.iter().map(|request| reply_of(request.id, Err(error.clone()))).collect(),
+        Ok(running) => running.responder.reply_alike(requests, |reply| items.push(&reply)).await,
+        Err(error) => requests.iter().for_each(|request| items.push(&reply_of(request.id, Err(error.clone())))),
     }
+    items.finish()
 }
 
 #[cfg(test)]

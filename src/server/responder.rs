@@ -90,28 +90,26 @@ impl Responder {
         reply_of(id, self.answer(request, deadline).await)
     }
 
-    /// Answers requests of a stream that are [`exec::alike`], or one of any kind: one reply for each, in order. The longest
-    /// deadline counts for all; whoever stated a shorter one does not wait longer for that.
-    pub(crate) async fn reply_alike(&self, mut requests: Vec<v1::Request>) -> Vec<v1::Reply> {
+    /// Answers requests of a stream that are [`exec::alike`], or one of any kind: gives `out` one reply for each, in order.
+    /// The longest deadline counts for all; whoever stated a shorter one does not wait longer for that.
+    pub(crate) async fn reply_alike(&self, mut requests: Vec<v1::Request>, mut out: impl FnMut(v1::Reply)) {
         if requests.len() == 1 {
             let request = requests.pop().expect("there is one");
-            return vec![self.reply(request).await];
+            return out(self.reply(request).await);
         }
         let started = Instant::now();
         let patience = requests.iter().map(|request| self.patience(request)).max().unwrap_or_default();
         let asked: Vec<(u64, &'static str)> =
             requests.iter().map(|request| (request.id, exec::method(request.op.as_ref()))).collect();
         let answers = self.0.executor.execute_alike(requests, started + patience).await;
-        let mut replies = Vec::with_capacity(answers.len());
         let mut counted: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for ((id, method), answer) in asked.into_iter().zip(answers) {
             *counted.entry((method, code_of(&answer))).or_default() += 1;
-            replies.push(reply_of(id, answer));
+            out(reply_of(id, answer));
         }
         for ((method, code), count) in counted {
             telemetry::observe_rpcs(method, code, started.elapsed(), count);
         }
-        replies
     }
 
     fn patience(&self, request: &v1::Request) -> Duration {

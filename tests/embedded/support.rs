@@ -5,7 +5,10 @@ use meridian::{
     client::{Client, Reason},
     key::PartitionId,
     node::config::NodeConfig,
-    proto::{error_of, v1},
+    proto::{
+        batch::{Replies, Requests},
+        error_of, v1,
+    },
     server::dev::{DevCluster, DevConfig},
     telemetry::{LogFormat, install_logs},
 };
@@ -182,8 +185,8 @@ impl Cluster {
 
 /// A pipeline as a user of any language would speak it, one message at a time.
 pub(crate) struct Pipe {
-    requests: mpsc::Sender<v1::PipelineRequest>,
-    replies: Streaming<v1::PipelineReply>,
+    requests: mpsc::Sender<Requests>,
+    replies: Streaming<Replies>,
     last: u64,
 }
 
@@ -209,12 +212,12 @@ impl Pipe {
         self.last += ops.len() as u64;
         let route = Some(v1::Route { partition, tokens: None });
         let request = |(id, op)| v1::Request { id, deadline_ms: 5_000, route, op: Some(op) };
-        let requests = (first..).zip(ops).map(request).collect();
-        self.requests.send(v1::PipelineRequest { requests }).await.unwrap();
+        let requests: Vec<v1::Request> = (first..).zip(ops).map(request).collect();
+        self.requests.send(Requests::of(&requests)).await.unwrap();
         let mut answers = BTreeMap::new();
         while answers.len() as u64 <= self.last - first {
             let batch = timeout(PATIENCE, self.replies.message()).await.expect("an answer in time");
-            for reply in batch.unwrap().expect("an answer").replies {
+            for reply in batch.unwrap().expect("an answer").items().unwrap() {
                 assert!((first..=self.last).contains(&reply.id), "{} was not asked", reply.id);
                 let answer = match reply.result.unwrap() {
                     reply::Result::Error(error) => Err(error),

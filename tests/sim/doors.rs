@@ -3,7 +3,7 @@
 use crate::world::World;
 use futures_util::future::BoxFuture;
 use meridian::{
-    client::{Caller, Router, Routing},
+    client::{Caller, Question, Router, Routing},
     env::spawn,
     error::{Error, Hint, Outcome, Reason},
     key::NodeId,
@@ -107,9 +107,8 @@ impl Links {
 }
 
 impl Caller for Links {
-    async fn call(&self, to: NodeId, mut request: v1::Request, deadline: Instant) -> Result<v1::Reply, Error> {
-        request.deadline_ms = (deadline.saturating_duration_since(Instant::now()).as_millis() as u32).max(1);
-        ask(&self.world, to.0, request, deadline).await
+    async fn call(&self, to: NodeId, question: Question<'_>, deadline: Instant) -> Result<v1::Reply, Error> {
+        ask(&self.world, to.0, question.to_request(deadline), deadline).await
     }
 
     fn routing(&self) -> &Routing {

@@ -58,13 +58,13 @@ type Answers<T> = Result<Response<BoxStream<'static, Result<T, Status>>>, Status
 
 #[tonic::async_trait]
 impl Kv for Handle {
-    type PipelineStream = BoxStream<'static, Result<v1::PipelineReply, Status>>;
+    type PipelineStream = BoxStream<'static, Result<Replies, Status>>;
     type ScanStreamStream = BoxStream<'static, Result<v1::ScanReply, Status>>;
 
-    async fn pipeline(&self, messages: Request<Streaming<v1::PipelineRequest>>) -> Answers<v1::PipelineReply> {
+    async fn pipeline(&self, messages: Request<Streaming<Requests>>) -> Answers<Replies> {
         let server = Arc::clone(&self.0);
         let replies = messages.into_inner().map(move |message| {
-            let requests = message?.requests;
+            let requests = message?.items().map_err(|error| Status::internal(error.to_string()))?;
             server.messages.fetch_add(1, Ordering::Relaxed);
             server.requests.fetch_add(requests.len(), Ordering::Relaxed);
             if server.closes.load(Ordering::Relaxed) {
@@ -74,7 +74,7 @@ impl Kv for Handle {
             if server.reverse.load(Ordering::Relaxed) {
                 replies.reverse();
             }
-            Ok(v1::PipelineReply { replies })
+            Ok(Replies::of(&replies))
         });
         Ok(Response::new(replies.boxed()))
     }
@@ -169,12 +169,12 @@ async fn serve(at: &str) -> (Arc<Server>, SocketAddr, JoinHandle<()>) {
     (server, address, serving)
 }
 
-fn get(key: impl Into<bytes::Bytes>) -> v1::Request {
+fn get(key: impl Into<Bytes>) -> Vec<u8> {
     let get = v1::GetRequest { key: key.into(), ..Default::default() };
-    v1::Request { op: Some(request::Op::Get(get)), ..Default::default() }
+    batch::request_body(None, Some(&request::Op::Get(get)))
 }
 
-fn value_of(reply: v1::Reply) -> bytes::Bytes {
+fn value_of(reply: v1::Reply) -> Bytes {
     match reply.result {
         Some(reply::Result::Get(get)) => get.row.unwrap().value,
         other => panic!("{other:?}"),
@@ -243,33 +243,33 @@ async fn a_refused_connection_is_not_applied() {
 
 #[tokio::test]
 async fn requests_nobody_waits_for_are_not_sent() {
-    let shared = Shared { slots: Semaphore::new(1), state: Mutex::default() };
+    let shared = Shared::new(1);
     let (left, _answer) = shared.begin("n", Instant::now() + CONNECT_MAX).unwrap();
     let (stayed, _answer) = shared.begin("n", Instant::now() + CONNECT_MAX).unwrap();
-    drop(Guard { shared: &shared, id: left });
-    let mut batch = vec![v1::Request { id: left, ..get("a") }, v1::Request { id: stayed, ..get("b") }];
-    let message = shared.next_message(&mut batch).unwrap();
-    assert_eq!(message.requests.len(), 1);
-    assert_eq!(message.requests[0].id, stayed);
-    let left_ms = u128::from(message.requests[0].deadline_ms);
+    drop(Guard { shared: &shared, id: Some(left) });
+    let mut batch = vec![Queued { id: left, body: get("a") }, Queued { id: stayed, body: get("b") }];
+    let (count, message) = shared.next_message(&mut batch).unwrap();
+    let requests = message.items().unwrap();
+    assert_eq!((count, requests.len(), requests[0].id), (1, 1, stayed));
+    let left_ms = u128::from(requests[0].deadline_ms);
     assert!((1..=CONNECT_MAX.as_millis()).contains(&left_ms), "the node is told what is left: {left_ms} ms");
     assert!(shared.next_message(&mut batch).is_none());
 }
 
 #[tokio::test]
 async fn messages_are_cut_by_bytes() {
-    let shared = Shared { slots: Semaphore::new(1), state: Mutex::default() };
+    let shared = Shared::new(1);
     let mut answers = Vec::new();
-    let mut batch: Vec<v1::Request> = (0..5)
+    let mut batch: Vec<Queued> = (0..5)
         .map(|_| {
             let (id, answer) = shared.begin("n", Instant::now() + CONNECT_MAX).unwrap();
             answers.push(answer);
-            v1::Request { id, ..get(vec![0; MESSAGE_BYTES / 2]) }
+            Queued { id, body: get(vec![0; MESSAGE_BYTES / 2]) }
         })
         .collect();
     let mut sizes = Vec::new();
-    while let Some(message) = shared.next_message(&mut batch) {
-        sizes.push(message.requests.len());
+    while let Some((count, _)) = shared.next_message(&mut batch) {
+        sizes.push(count);
     }
     assert_eq!(sizes, [2, 2, 1]);
 }
