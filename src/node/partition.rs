@@ -40,6 +40,8 @@ pub const ENTRIES_IN_FLIGHT_MAX: usize = 4;
 pub const ENTRY_WRITES_MAX: usize = 1024;
 /// Bytes of keys and values in one entry; a single larger write goes alone.
 pub const ENTRY_BYTES_MAX: usize = 1 << 20;
+/// Writes go out beside those that are under way if they are at least one to so many of them.
+const UNDER_WAY_PER_WRITE_MAX: usize = 4;
 /// How often a waiting entry looks whether its group has lost its quorum.
 const QUORUM_CHECK: Duration = Duration::from_millis(200);
 
@@ -217,18 +219,28 @@ impl Proposer {
     async fn run(self, mut waiting: mpsc::Receiver<Proposal>) {
         let mut in_flight = FuturesUnordered::new();
         let mut batch = Vec::new();
+        // Writes in the entries in flight.
+        let mut under_way = 0;
         loop {
             let room = in_flight.len() < ENTRIES_IN_FLIGHT_MAX;
             tokio::select! {
                 biased;
-                Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
-                received = waiting.recv_many(&mut batch, ENTRY_WRITES_MAX), if room => {
+                Some(decided) = in_flight.next(), if !in_flight.is_empty() => under_way -= decided,
+                received = waiting.recv_many(&mut batch, ENTRY_WRITES_MAX), if room && batch.len() < ENTRY_WRITES_MAX => {
                     if received == 0 {
                         return;
                     }
-                    for entry in gather(std::mem::take(&mut batch)) {
-                        in_flight.push(self.propose(entry));
-                    }
+                }
+            }
+            if in_flight.len() < ENTRIES_IN_FLIGHT_MAX && is_worth_an_entry(writes_in(&batch), under_way) {
+                for entry in gather(std::mem::take(&mut batch)) {
+                    let count = writes_in(&entry);
+                    under_way += count;
+                    let proposed = self.propose(entry);
+                    in_flight.push(async move {
+                        proposed.await;
+                        count
+                    });
                 }
             }
         }
@@ -338,7 +350,30 @@ fn gather(waiting: Vec<Proposal>) -> Vec<Vec<Proposal>> {
     entries
 }
 
+fn writes_in(proposals: &[Proposal]) -> usize {
+    proposals.iter().map(|proposal| proposal.writes.len()).sum()
+}
+
+/// Whether so many writes go out while so many are under way. An entry costs about as much as a hundred writes: the first
+/// few clients that hear of theirs and write again wait for the others, at most until something is decided.
+const fn is_worth_an_entry(waiting: usize, under_way: usize) -> bool {
+    waiting > 0 && waiting * UNDER_WAY_PER_WRITE_MAX >= under_way
+}
+
 /// Whether an entry has room for more.
 const fn fits(count: usize, bytes: usize, more: usize, more_bytes: usize) -> bool {
     count + more <= ENTRY_WRITES_MAX && bytes + more_bytes <= ENTRY_BYTES_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_writes_wait_while_many_are_under_way() {
+        assert!(!is_worth_an_entry(0, 0), "an entry of nothing");
+        assert!(is_worth_an_entry(1, 0), "nobody waits for nothing");
+        assert!(is_worth_an_entry(1, 4) && !is_worth_an_entry(1, 5));
+        assert!(is_worth_an_entry(50, 200) && !is_worth_an_entry(2, 250));
+    }
 }
