@@ -9,9 +9,13 @@
 //! * at most [`IN_FLIGHT_MAX`] requests are under way; more wait unread, which the client's flow control feels.
 
 use super::{Core, exec::alike, inside::reply_of};
-use crate::proto::{
-    batch::{Items, Replies, Requests},
-    v1,
+use crate::{
+    error::Error,
+    proto::{
+        self,
+        batch::{Items, Replies, Requests},
+        v1,
+    },
 };
 use bytes::Bytes;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
@@ -49,7 +53,9 @@ pub(crate) fn serve(
     scope.enter(|| {
         crate::env::spawn(async move {
             if let Err(error) = read(core, requests, answers).await {
-                let _ = unreadable.send(Status::invalid_argument(format!("a message of the pipeline: {error}")));
+                let error = Error::field("requests", format!("a message of the pipeline cannot be read: {error}"));
+                // The client may have left.
+                let _ = unreadable.send(proto::status_of(&error));
             }
         })
     });

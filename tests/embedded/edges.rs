@@ -5,7 +5,7 @@ use bytes::Bytes;
 use meridian::{
     client::{Outcome, Reason},
     error::Error,
-    proto::{error_of, v1},
+    proto::{batch::Requests, error_of, v1},
 };
 use std::time::Duration;
 use tonic::{Code, transport::Channel};
@@ -290,6 +290,17 @@ async fn unknown_enum_values_never_give_a_weaker_answer() {
     assert_eq!(refusal(admin.create_keyspace(layout).await).field, "layout");
     let row = kv.get(get("", "k", None)).await.unwrap().into_inner().row.unwrap();
     assert_eq!(row.value, "v", "nothing of all that has written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_none_ends_its_stream_with_the_reason() {
+    let _turn = shared().await;
+    let (_cluster, mut kv, _) = three().await;
+    let cut_short = Requests::of_pieces(vec![Bytes::from_static(b"\x0a\x05id")]);
+    let mut replies = kv.pipeline(tokio_stream::once(cut_short)).await.unwrap().into_inner();
+    let refused = error_of(&replies.message().await.unwrap_err());
+    assert_eq!((refused.reason, &*refused.field), (Reason::InvalidField, "requests"), "{refused}");
+    kv.put(put("", "k", "v")).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
