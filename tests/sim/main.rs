@@ -17,6 +17,7 @@ mod dividing;
 mod doors;
 mod faults;
 mod forming;
+mod handing;
 mod invariants;
 mod keep;
 mod keyspaces;

@@ -4,7 +4,7 @@
 use crate::{
     command::{self, Seeds},
     coverage::Coverage,
-    cuts, dividing, forming, keyspaces,
+    cuts, dividing, forming, handing, keyspaces,
     plan::Plan,
     recoveries, restarts,
     run::run,
@@ -27,6 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         cuts::SCENARIOS,
         dividing::SCENARIOS,
         forming::SCENARIOS,
+        handing::SCENARIOS,
         keyspaces::SCENARIOS,
         recoveries::SCENARIOS,
         restarts::SCENARIOS,
