@@ -149,8 +149,40 @@ struct Tries {
 impl<C: Caller> Router<C> {
     /// Runs a request to its answer or to the error that the user sees.
     pub(crate) async fn run(&self, job: &Job<'_>) -> Result<Served, Error> {
-        let mut tries = Tries::new();
         self.repeats().earn();
+        match self.run_first(job).await {
+            First::Served(served) => Ok(served),
+            First::Failed(failed) => Box::pin(self.run_on(job, Some(failed))).await,
+            First::NotAsked => Box::pin(self.run_on(job, None)).await,
+        }
+    }
+
+    /// The first attempt, if all is as usual: nearly every request is answered by the first node that is asked.
+    async fn run_first(&self, job: &Job<'_>) -> First {
+        let map = self.routing().map();
+        let is_new_enough = horizon::least_map(job.op).is_ok_and(|least| map.version() >= least);
+        let place = (job.place)(&map).ok().flatten().filter(|_| is_new_enough);
+        let Some(partition) = place.and_then(|id| map.partition(id)) else { return First::NotAsked };
+        let Some(node) = self.pick(partition, job.serve, &BTreeSet::new()) else { return First::NotAsked };
+        let began = Instant::now();
+        let Some(deadline) = attempt_deadline(job, began, None) else { return First::NotAsked };
+        match self.ask(partition.id, node, (job.op, job.tokens), deadline).await {
+            Ok(mut result) => {
+                horizon::tag(&mut result, partition.epoch.bounds, map.version());
+                First::Served(Served { partition: partition.id, node, result, attempts: 1 })
+            }
+            Err(error) => First::Failed(Failed { node, error, map_version: map.version(), began }),
+        }
+    }
+
+    /// Goes on after a first attempt, if there was one.
+    async fn run_on(&self, job: &Job<'_>, failed: Option<Failed>) -> Result<Served, Error> {
+        let mut tries = Tries::new();
+        if let Some(Failed { node, error, map_version, began }) = failed {
+            tries.attempts = 1;
+            tries.round_began = began;
+            self.failed(job, &mut tries, node, error, map_version).await?;
+        }
         self.catch_up(job).await?;
         loop {
             let map = self.routing().map();
@@ -174,18 +206,31 @@ impl<C: Caller> Router<C> {
                 }
                 Err(error) => error,
             };
-            let hint = error.hint;
-            let elsewhere = error.reason == Reason::WrongPartition;
-            tries.judge(job, node, error)?;
-            if let Some(hint) = hint {
-                self.routing().learn(&hint);
-                if elsewhere && hint.map_version > map.version() {
-                    let deadline = (Instant::now() + REFRESH_MAX).min(job.deadline);
-                    self.refresh_until(map.version(), deadline).await;
-                    tries.moved(self.routing().look().version() > map.version());
-                }
+            self.failed(job, &mut tries, node, error, map.version()).await?;
+        }
+    }
+
+    /// Learns from the error of one attempt, made by a map of this version: the error that ends the request, or go on.
+    async fn failed(
+        &self,
+        job: &Job<'_>,
+        tries: &mut Tries,
+        node: NodeId,
+        error: Error,
+        version: u64,
+    ) -> Result<(), Error> {
+        let hint = error.hint;
+        let elsewhere = error.reason == Reason::WrongPartition;
+        tries.judge(job, node, error)?;
+        if let Some(hint) = hint {
+            self.routing().learn(&hint);
+            if elsewhere && hint.map_version > version {
+                let deadline = (Instant::now() + REFRESH_MAX).min(job.deadline);
+                self.refresh_until(version, deadline).await;
+                tries.moved(self.routing().look().version() > version);
             }
         }
+        Ok(())
     }
 
     /// Waits for a map as new as what the session has seen.
@@ -239,21 +284,10 @@ impl<C: Caller> Router<C> {
         node: NodeId,
         tries: &mut Tries,
     ) -> Result<reply::Result, Error> {
-        let now = Instant::now();
-        let left = job.deadline.saturating_duration_since(now);
-        if left.is_zero() {
+        let Some(deadline) = attempt_deadline(job, Instant::now(), Some(tries)) else {
             return Err(Error::new(Reason::DeadlineExceeded, "the deadline passed").outcome(Outcome::NotApplied));
-        }
-        tries.attempts += 1;
-        let share = match (tries.no_quorum(), job.heavy) {
-            // The members that are left are away too, or answer soon.
-            (Some(_), _) => Duration::ZERO,
-            (None, true) => left / 2,
-            // Others can answer as well: one that is silent is not waited for. Whoever is merely busy gets more the next time.
-            (None, false) if job.serve == Serve::Anyone => (left / 4).min(ATTEMPT_MIN * 4_u32.pow(tries.rounds.min(4))),
-            (None, false) => left / 4,
         };
-        let deadline = (now + share.max(ATTEMPT_MIN)).min(job.deadline);
+        tries.attempts += 1;
         if tries.attempts > 1 && planted(Bug::RetryRenumbered) {
             let mut op = job.op.clone();
             if let Some(Some(session)) = session_mut(&mut op) {
@@ -314,6 +348,36 @@ impl<C: Caller> Router<C> {
         // Without a newer map the request goes on with the one it has.
         let _ = tokio::time::timeout_at(deadline, self.caller().refresh(than)).await;
     }
+}
+
+/// What became of a first attempt.
+enum First {
+    Served(Served),
+    Failed(Failed),
+    NotAsked,
+}
+
+/// A first attempt that was not answered.
+struct Failed {
+    node: NodeId,
+    error: Error,
+    /// Version of the map that led to the node.
+    map_version: u64,
+    began: Instant,
+}
+
+/// Until when an attempt may take, after those `tries`; none if the time is over.
+fn attempt_deadline(job: &Job<'_>, now: Instant, tries: Option<&Tries>) -> Option<Instant> {
+    let left = job.deadline.checked_duration_since(now).filter(|left| !left.is_zero())?;
+    let share = match job.serve {
+        // The members that are left are away too, or answer soon.
+        _ if tries.is_some_and(|tries| tries.no_quorum().is_some()) => Duration::ZERO,
+        _ if job.heavy => left / 2,
+        // Others can answer as well: one that is silent is not waited for. Whoever is merely busy gets more the next time.
+        Serve::Anyone => (left / 4).min(ATTEMPT_MIN * 4_u32.pow(tries.map_or(0, |tries| tries.rounds.min(4)))),
+        Serve::Leader | Serve::LeaderFirst => left / 4,
+    };
+    Some((now + share.max(ATTEMPT_MIN)).min(job.deadline))
 }
 
 impl Tries {

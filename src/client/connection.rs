@@ -134,9 +134,8 @@ impl Client {
     ///
     /// # Errors
     /// Of the catalogue.
-    pub async fn execute(&self, op: request::Op, deadline: Duration) -> Result<reply::Result, Error> {
-        let request = v1::Request { op: Some(op), ..Default::default() };
-        Ok(self.shared.router.execute(request, Instant::now() + deadline).await?)
+    pub async fn execute(&self, mut op: request::Op, deadline: Duration) -> Result<reply::Result, Error> {
+        Ok(self.shared.router.execute_op(&mut op, Instant::now() + deadline).await?)
     }
 
     pub(crate) fn router(&self) -> &Router<Arc<Remote>> {

@@ -302,11 +302,11 @@ impl<C: Caller> Router<C> {
         let each = |ask: Ask| async move {
             let span = end.clone().map_or_else(|| ask.span.clone(), |end| Span::new(ask.span.start.clone(), end));
             let range = Some(query::range_of_span(&span));
-            let op = request::Op::DeleteRange(v1::DeleteRangeRequest { range, ..delete.clone() });
+            let mut op = request::Op::DeleteRange(v1::DeleteRangeRequest { range, ..delete.clone() });
             let place = |map: &Map| Ok(query::partition_at(map, space.id, &ask.edge).map(|(id, _)| id));
             let narrow = space.layout == Layout::Hashed && !foreign;
             let tokens = narrow.then(|| query::tokens_to_pb(&ask.tokens)).flatten();
-            let result = self.write(&place, op, tokens, deadline).await.and_then(|served| match served.result {
+            let result = self.write(&place, &mut op, tokens, deadline).await.and_then(|served| match served.result {
                 reply::Result::DeleteRange(part) => Ok((query::coverage_of_pb(part.covered.as_ref())?, part)),
                 _ => Err(mismatched()),
             });
@@ -415,11 +415,23 @@ impl<C: Caller> Router<C> {
                 _ => Err(mismatched()),
             },
             Err(error) if error.reason == Reason::CrossPartition => {
-                let singles = indices.iter().map(|index| self.get_in(space, get_of(get, *index), deadline));
+                let singles = indices.iter().map(|index| self.get_one(space, get, *index, deadline));
                 futures_util::future::try_join_all(singles).await
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Reads one of many rows by itself.
+    async fn get_one(
+        &self,
+        space: Space,
+        get: &v1::BatchGetRequest,
+        index: usize,
+        deadline: Instant,
+    ) -> Result<v1::GetReply, Error> {
+        let (keyspace, key, options) = (get.keyspace.clone(), get.keys[index].clone(), get.options.clone());
+        self.get_in(space, &mut request::Op::Get(v1::GetRequest { keyspace, key, options }), deadline).await
     }
 
     async fn confirm_items(
@@ -432,7 +444,7 @@ impl<C: Caller> Router<C> {
         let absent = items.iter().enumerate().filter(|(_, item)| !item.found);
         let led = |item: &v1::GetReply| item.read.as_ref().is_some_and(|read| read.role() == v1::Role::Leader);
         let doubtful: Vec<usize> = absent.filter(|(_, item)| !led(item)).map(|(index, _)| index).collect();
-        let again = doubtful.iter().map(|index| self.get_in(space, get_of(get, *index), deadline));
+        let again = doubtful.iter().map(|index| self.get_one(space, get, *index, deadline));
         for (index, reply) in doubtful.iter().zip(futures_util::future::try_join_all(again).await?) {
             items[*index] = reply;
         }
@@ -490,7 +502,7 @@ impl<C: Caller> Router<C> {
             batch.items.iter().map(|item| Ok(crate::key::position(space.layout, query::key_of_item(item)?))).collect();
         let positions = positions?;
         let place = |map: &Map| one_partition(map, space, positions.iter());
-        match self.write(&place, request::Op::Write(batch), None, deadline).await?.result {
+        match self.write(&place, &mut request::Op::Write(batch), None, deadline).await?.result {
             reply::Result::Batch(reply) => Ok(reply),
             _ => Err(mismatched()),
         }
@@ -503,9 +515,9 @@ impl<C: Caller> Router<C> {
         item: v1::BatchItem,
         deadline: Instant,
     ) -> Result<v1::WriteReply, Error> {
-        let key = query::key_of_item(&item)?.clone();
+        query::key_of_item(&item)?;
         let session = None;
-        let op = match item.op.expect("checked: it has a key") {
+        let mut op = match item.op.expect("checked: it has a key") {
             batch_item::Op::Put(put) => request::Op::Put(v1::PutRequest { keyspace, session, ..put }),
             batch_item::Op::Delete(delete) => request::Op::Delete(v1::DeleteRequest { keyspace, session, ..delete }),
             batch_item::Op::CompareAndSet(cas) => {
@@ -515,16 +527,12 @@ impl<C: Caller> Router<C> {
                 request::Op::Increment(v1::IncrementRequest { keyspace, session, ..increment })
             }
         };
-        self.write_one(space, &key, op, deadline).await
+        self.write_one(space, &mut op, deadline).await
     }
 }
 
 fn damaged(error: &prost::DecodeError) -> Error {
     Error::new(Reason::Internal, format!("the rows of a page cannot be read: {error}"))
-}
-
-fn get_of(get: &v1::BatchGetRequest, index: usize) -> v1::GetRequest {
-    v1::GetRequest { keyspace: get.keyspace.clone(), key: get.keys[index].clone(), options: get.options.clone() }
 }
 
 /// The partition that holds all positions.

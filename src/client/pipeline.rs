@@ -143,9 +143,13 @@ impl Pipeline {
 
     /// A place among those in flight.
     async fn slot(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Error> {
-        if let Ok(slot) = self.shared.slots.try_acquire() {
-            return Ok(slot);
+        match self.shared.slots.try_acquire() {
+            Ok(slot) => Ok(slot),
+            Err(_none) => Box::pin(self.next_slot(deadline)).await,
         }
+    }
+
+    async fn next_slot(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Error> {
         let patience = deadline.saturating_duration_since(Instant::now()) / 2;
         let slot = timeout(patience, self.shared.slots.acquire()).await.map_err(|_elapsed| self.overloaded())?;
         Ok(slot.expect("the semaphore is never closed"))
@@ -295,6 +299,13 @@ impl Shared {
                 }
                 if queue.recv_many(batch, MESSAGE_REQUESTS_MAX).await == 0 {
                     return;
+                }
+                // After a message of answers many callers ask again. Those that are ready do so first.
+                tokio::task::yield_now().await;
+                while batch.len() < MESSAGE_REQUESTS_MAX
+                    && let Ok(request) = queue.try_recv()
+                {
+                    batch.push(request);
                 }
             }
         };

@@ -159,33 +159,46 @@ impl<C: Caller> Router<C> {
     /// # Errors
     /// Of the catalogue; those of writes say what is known of the write.
     pub async fn execute(&self, request: v1::Request, deadline: Instant) -> Result<reply::Result, Error> {
+        let Some(mut op) = request.op else { return Err(Error::field("op", "the request names no operation")) };
+        self.execute_op(&mut op, deadline).await
+    }
+
+    /// Executes what a request asks for; `op` is spent.
+    ///
+    /// What a plain read or write of one row does not need is boxed, here and in what is called from here, and the
+    /// operation stays where it is: the state of a request under way is made, moved and kept for every caller, and would be
+    /// several times as large.
+    pub(crate) async fn execute_op(&self, op: &mut request::Op, deadline: Instant) -> Result<reply::Result, Error> {
         use request::Op;
-        let Some(op) = request.op else { return Err(Error::field("op", "the request names no operation")) };
+        use std::mem::take;
         match op {
-            Op::Get(get) => self.get(get, deadline).await.map(reply::Result::Get),
-            Op::BatchGet(get) => Box::pin(self.batch_get(get, deadline)).await.map(reply::Result::BatchGet),
-            Op::Scan(scan) => Box::pin(self.scan(scan, deadline)).await.map(reply::Result::Scan),
-            Op::Count(count) => Box::pin(self.count(count, deadline)).await.map(reply::Result::Count),
+            Op::Get(_) => self.get(op, deadline).await.map(reply::Result::Get),
+            Op::BatchGet(get) => Box::pin(self.batch_get(take(get), deadline)).await.map(reply::Result::BatchGet),
+            Op::Scan(scan) => Box::pin(self.scan(take(scan), deadline)).await.map(reply::Result::Scan),
+            Op::Count(count) => Box::pin(self.count(take(count), deadline)).await.map(reply::Result::Count),
             Op::OpenSession(_) => {
-                let opened = self.open_session(None, &[], deadline).await;
+                let opened = Box::pin(self.open_session(None, &[], deadline)).await;
                 opened.map(|(_, reply)| reply::Result::OpenSession(reply))
             }
-            op => Box::pin(self.execute_write(op, deadline)).await.map_err(|error| match error.outcome {
+            op => self.execute_write(op, deadline).await.map_err(|error| match error.outcome {
                 Some(_) => error,
                 None => error.outcome(Outcome::NotApplied),
             }),
         }
     }
 
-    async fn execute_write(&self, op: request::Op, deadline: Instant) -> Result<reply::Result, Error> {
+    async fn execute_write(&self, op: &mut request::Op, deadline: Instant) -> Result<reply::Result, Error> {
         use request::Op;
+        use std::mem::take;
         match op {
-            Op::Write(batch) => self.batch(batch, deadline).await.map(reply::Result::Batch),
-            Op::DeleteRange(delete) => self.delete_range(delete, deadline).await.map(reply::Result::DeleteRange),
+            Op::Write(batch) => Box::pin(self.batch(take(batch), deadline)).await.map(reply::Result::Batch),
+            Op::DeleteRange(delete) => {
+                Box::pin(self.delete_range(take(delete), deadline)).await.map(reply::Result::DeleteRange)
+            }
             op => {
-                let (keyspace, key) = single_of(&op).ok_or_else(|| Error::field("op", "not a write"))?;
-                let (space, key) = (self.space(keyspace, deadline).await?, key.clone());
-                self.write_one(space, &key, op, deadline).await.map(reply::Result::Write)
+                let (keyspace, _) = single_of(op).ok_or_else(|| Error::field("op", "not a write"))?;
+                let space = self.space(keyspace, deadline).await?;
+                self.write_one(space, op, deadline).await.map(reply::Result::Write)
             }
         }
     }
@@ -194,12 +207,12 @@ impl<C: Caller> Router<C> {
     pub(crate) async fn write_one(
         &self,
         space: Space,
-        key: &Bytes,
-        op: request::Op,
+        op: &mut request::Op,
         deadline: Instant,
     ) -> Result<v1::WriteReply, Error> {
+        let (_, key) = single_of(op).ok_or_else(|| Error::field("op", "not a write"))?;
         query::check_key(space.kind, key)?;
-        query::check_write(&op)?;
+        query::check_write(op)?;
         let position = crate::key::position(space.layout, key);
         let place = |map: &Map| Ok(map.locate(space.id, &position).map(|partition| partition.id));
         match self.write(&place, op, None, deadline).await?.result {
@@ -209,25 +222,25 @@ impl<C: Caller> Router<C> {
     }
 
     /// Reads one row.
-    async fn get(&self, get: v1::GetRequest, deadline: Instant) -> Result<v1::GetReply, Error> {
+    async fn get(&self, op: &mut request::Op, deadline: Instant) -> Result<v1::GetReply, Error> {
+        let request::Op::Get(get) = &*op else { return Err(mismatched()) };
         let space = self.space(&get.keyspace, deadline).await?;
         query::check_key(space.kind, &get.key)?;
-        self.get_in(space, get, deadline).await
+        self.get_in(space, op, deadline).await
     }
 
     pub(crate) async fn get_in(
         &self,
         space: Space,
-        get: v1::GetRequest,
+        op: &mut request::Op,
         deadline: Instant,
     ) -> Result<v1::GetReply, Error> {
+        let request::Op::Get(get) = &*op else { return Err(mismatched()) };
         let position = crate::key::position(space.layout, &get.key);
         let place = |map: &Map| Ok(map.locate(space.id, &position).map(|partition| partition.id));
         let confirms = query::confirms_absent(get.options.as_ref());
         let confirms_degraded = get.options.as_ref().is_some_and(|options| options.confirm_absent.unwrap_or(true));
-        let options = get.options.clone();
-        let mut op = request::Op::Get(get);
-        let served = self.read(&place, &mut op, None, deadline).await?;
+        let served = self.read(&place, op, None, deadline).await?;
         let (partition, node) = (served.partition, served.node);
         let reply::Result::Get(reply) = served.result else { return Err(mismatched()) };
         let leader = reply.read.as_ref().is_some_and(|read| read.role() == v1::Role::Leader);
@@ -235,8 +248,7 @@ impl<C: Caller> Router<C> {
             return Ok(reply);
         }
         let request::Op::Get(get) = op else { return Err(mismatched()) };
-        let get = v1::GetRequest { options, ..get };
-        Box::pin(self.confirm_absent(&place, get, reply, (partition, node), deadline)).await
+        Box::pin(self.confirm_absent(&place, std::mem::take(get), reply, (partition, node), deadline)).await
     }
 
     /// A replica had no such row: asks the leader, or, if there is none, the other members.
@@ -299,9 +311,20 @@ impl<C: Caller> Router<C> {
             options.on_unavailable = v1::OnUnavailable::Fail as i32;
             options.confirm_absent = Some(false);
         }
-        if !degrades {
-            return self.run(&Job::read(place, op, tokens, serve, deadline)).await;
+        if degrades {
+            return Box::pin(self.read_or_degrade(place, op, tokens, serve, deadline)).await;
         }
+        self.run(&Job::read(place, op, tokens, serve, deadline)).await
+    }
+
+    async fn read_or_degrade(
+        &self,
+        place: super::attempt::Place<'_>,
+        op: &mut request::Op,
+        tokens: Option<v1::Tokens>,
+        serve: Serve,
+        deadline: Instant,
+    ) -> Result<Served, Error> {
         let now = Instant::now();
         let half = now + deadline.saturating_duration_since(now) / 2;
         let job = Job { patience: Patience::Short, ..Job::read(place, op, tokens, serve, half) };
@@ -322,13 +345,13 @@ impl<C: Caller> Router<C> {
     pub(crate) async fn write(
         &self,
         place: super::attempt::Place<'_>,
-        mut op: request::Op,
+        op: &mut request::Op,
         tokens: Option<v1::Tokens>,
         deadline: Instant,
     ) -> Result<Served, Error> {
-        let own = session_mut(&mut op).is_some_and(|session| session.as_ref().is_none_or(|s| s.client_id.is_empty()));
+        let own = session_mut(op).is_some_and(|session| session.as_ref().is_none_or(|s| s.client_id.is_empty()));
         if !own {
-            let job = Job { effect: Effect::WriteForCaller, ..Job::write(place, &op, tokens, deadline) };
+            let job = Job { effect: Effect::WriteForCaller, ..Job::write(place, op, tokens, deadline) };
             return self.run(&job).await;
         }
         let mut ahead = Vec::new();
@@ -336,11 +359,11 @@ impl<C: Caller> Router<C> {
         let mut sessions = 0;
         loop {
             sessions += 1;
-            let ticket = self.shared.sessions.begin(|| self.open_session(leader, &ahead, deadline)).await?;
-            if let Some(session) = session_mut(&mut op) {
+            let ticket = self.shared.sessions.begin(|| Box::pin(self.open_session(leader, &ahead, deadline))).await?;
+            if let Some(session) = session_mut(op) {
                 *session = Some(ticket.to_pb());
             }
-            match self.run(&Job::write(place, &op, tokens, deadline)).await {
+            match self.run(&Job::write(place, op, tokens, deadline)).await {
                 Err(error)
                     if matches!(error.reason, Reason::SessionExpired | Reason::SessionAhead)
                         && error.outcome == Some(Outcome::NotApplied) =>
@@ -403,10 +426,13 @@ impl<C: Caller> Router<C> {
     /// The keyspace of this name, looked for in a newer map if this one has none.
     pub(crate) async fn space(&self, name: &str, deadline: Instant) -> Result<Space, Error> {
         let name = query::keyspace_name(name);
-        let (found, version) = self.find_space(name);
-        if let Some(space) = found {
-            return Ok(space);
+        match self.find_space(name) {
+            (Some(space), _) => Ok(space),
+            (None, version) => Box::pin(self.space_of_newer(name, version, deadline)).await,
         }
+    }
+
+    async fn space_of_newer(&self, name: &str, version: u64, deadline: Instant) -> Result<Space, Error> {
         self.refresh_until(version, deadline.min(Instant::now() + REFRESH_MAX)).await;
         let (found, version) = self.find_space(name);
         found.ok_or_else(|| {
