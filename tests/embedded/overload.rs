@@ -45,7 +45,7 @@ async fn many_times_what_fits_is_refused_and_the_rest_goes_on() {
     let budgets = BudgetSettings { writes_max: WRITES_MAX, ..BudgetSettings::default() };
     let cluster = Cluster::on_disk_with(3, 3, NodeConfig { budgets, ..NodeConfig::default() }).await;
     cluster.create_cut("rows", &[], 3).await;
-    let partition = cluster.led("rows").await;
+    let partition = cluster.followed("rows").await;
     let mut pipe = cluster.pipe(cluster.index_of(partition.leader)).await;
     let mut kv = cluster.kv(0).await;
     kv.put(put("rows", "kept", "v")).await.unwrap();
@@ -93,7 +93,7 @@ async fn a_full_memory_takes_deletes_and_clears_by_itself() {
     let raft = RaftTimings { snapshot_bytes: 32 << 10, log_keep_bytes: 4 << 10, ..RaftTimings::default() };
     let cluster = Cluster::on_disk_with(3, 3, NodeConfig { budgets, raft, ..NodeConfig::default() }).await;
     cluster.create_cut("rows", &[], 3).await;
-    let partition = cluster.led("rows").await;
+    let partition = cluster.followed("rows").await;
     let before = terms(&cluster, partition.id);
     let mut kv = cluster.kv(0).await;
     let value = "v".repeat(20_000);

@@ -19,7 +19,7 @@ struct World {
 async fn world() -> World {
     let cluster = Cluster::start(3, 3).await;
     cluster.create_cut("rows", &[], 3).await;
-    let led = cluster.led("rows").await;
+    let led = cluster.followed("rows").await;
     let leader = cluster.index_of(led.leader);
     let pipes = vec![cluster.pipe(0).await, cluster.pipe(1).await, cluster.pipe(2).await];
     World { cluster, partition: led.id, leader, pipes }

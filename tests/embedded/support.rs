@@ -170,6 +170,22 @@ impl Cluster {
         .await
     }
 
+    /// The only partition of a keyspace, once each of its replicas knows who leads it: the last may hear of it after writes
+    /// are answered.
+    pub(crate) async fn followed(&self, keyspace: &str) -> v1::Partition {
+        let partition = self.led(keyspace).await;
+        let id = PartitionId(partition.id);
+        eventually("a leader that everybody knows", async || {
+            let here = |index| self.dev.node(index)?.node()?.partition(id);
+            let known: Vec<_> =
+                self.living().into_iter().filter_map(here).map(|here| here.group().leadership()).collect();
+            let agreed = known.iter().all(|one| one.leader.is_some() && *one == known[0]);
+            (agreed && known.len() == partition.replicas.len()).then_some(())
+        })
+        .await;
+        self.led(keyspace).await
+    }
+
     /// Kills the leader of a keyspace's only partition; answers with its place.
     pub(crate) async fn kill_leader(&mut self, keyspace: &str) -> usize {
         let leader = self.index_of(self.led(keyspace).await.leader);
