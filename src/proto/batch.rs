@@ -28,10 +28,16 @@ const ID: u8 = 0x08;
 const DEADLINE_MS: u8 = 0x10;
 const ROUTE: u32 = 3;
 const GET: u8 = 0x52;
+const SCAN: u8 = 0x7A;
+/// Tag of `ScanReply`.
+const PACKED_ROWS: u8 = 0x32;
 /// Tags of `GetReply`.
 const FOUND: [u8; 2] = [0x08, 1];
 const ROW: u8 = 0x12;
 const READ: u8 = 0x1A;
+
+/// Rows of a page from so many bytes on are not copied behind what is said of them.
+const PIECE_BYTES_MIN: usize = 4 << 10;
 
 /// A message whose only field is a list of `M`, as its bytes: pieces of whole items.
 #[derive(Debug)]
@@ -168,6 +174,8 @@ pub fn reply_id(reply: &Bytes) -> Result<u64, DecodeError> {
 /// of them, and is put into bytes once.
 #[derive(Debug, Default)]
 pub struct Items {
+    /// What was written before `bytes`.
+    pieces: Vec<Bytes>,
     bytes: Vec<u8>,
     /// The last one, and its bytes with their head.
     read: Option<(v1::ReadInfo, Vec<u8>)>,
@@ -175,10 +183,13 @@ pub struct Items {
 
 impl Items {
     /// Appends an answer.
-    pub fn push(&mut self, reply: &v1::Reply) {
-        match &reply.result {
+    pub fn push(&mut self, mut reply: v1::Reply) {
+        match &mut reply.result {
             Some(reply::Result::Get(get)) => self.push_get(reply.id, get),
-            _ => message::encode(ITEMS, reply, &mut self.bytes),
+            Some(reply::Result::Scan(scan)) if scan.packed_rows.len() >= PIECE_BYTES_MIN => {
+                self.push_scan(reply.id, scan);
+            }
+            _ => message::encode(ITEMS, &reply, &mut self.bytes),
         }
     }
 
@@ -211,10 +222,28 @@ impl Items {
         self.bytes.extend_from_slice(read);
     }
 
-    /// All of them, a piece of a batch.
+    /// The rows of a page, which are the last of its fields, stay where they were packed, as a piece of their own.
+    fn push_scan(&mut self, id: u64, scan: &mut v1::ScanReply) {
+        let packed = std::mem::take(&mut scan.packed_rows);
+        let packed_head = Head::new(PACKED_ROWS, packed.len() as u64);
+        let scan_len = scan.encoded_len() + packed_head.len() + packed.len();
+        let (id, scan_head) = (Head::of_number(ID, id), Head::new(SCAN, scan_len as u64));
+        let item = Head::new(ITEM, (id.len() + scan_head.len() + scan_len) as u64);
+        for part in [item.bytes(), id.bytes(), scan_head.bytes()] {
+            self.bytes.extend_from_slice(part);
+        }
+        scan.encode_raw(&mut self.bytes);
+        self.bytes.extend_from_slice(packed_head.bytes());
+        self.pieces.extend([std::mem::take(&mut self.bytes).into(), packed]);
+    }
+
+    /// All of them, as pieces of a batch.
     #[must_use]
-    pub fn finish(self) -> Bytes {
-        self.bytes.into()
+    pub fn finish(mut self) -> Vec<Bytes> {
+        if !self.bytes.is_empty() {
+            self.pieces.push(self.bytes.into());
+        }
+        self.pieces
     }
 }
 
@@ -255,8 +284,14 @@ mod tests {
             .prop_map(|(key, value, version)| v1::Row { key, value, version });
         let get = (any::<bool>(), prop::option::of(row), prop::option::of(any_read()))
             .prop_map(|(found, row, read)| reply::Result::Get(v1::GetReply { found, row, read }));
+        let scan = (prop_oneof![Just(0), Just(9), Just(PIECE_BYTES_MIN)], prop::option::of(any_read())).prop_map(
+            |(length, read)| {
+                let (packed_rows, reads) = (vec![7; length].into(), read.into_iter().collect());
+                reply::Result::Scan(v1::ScanReply { packed_rows, reads, ..Default::default() })
+            },
+        );
         let count = any::<u64>().prop_map(|count| reply::Result::Count(v1::CountReply { count, ..Default::default() }));
-        let result = prop::option::of(prop_oneof![4 => get, 1 => count]);
+        let result = prop::option::of(prop_oneof![4 => get, 1 => scan, 1 => count]);
         (prop_oneof![Just(0), any::<u64>()], result).prop_map(|(id, result)| v1::Reply { id, result })
     }
 
@@ -276,8 +311,8 @@ mod tests {
         #[test]
         fn answers_are_the_bytes_of_the_message(replies in prop::collection::vec(any_reply(), 0..20)) {
             let mut items = Items::default();
-            replies.iter().for_each(|reply| items.push(reply));
-            let batch = Replies::of_pieces(vec![items.finish()]);
+            replies.iter().cloned().for_each(|reply| items.push(reply));
+            let batch = Replies::of_pieces(items.finish());
             let plain = PlainReplies { replies: replies.clone() }.encode_to_vec();
             prop_assert_eq!(batch.encoded_len(), plain.len());
             prop_assert_eq!(&batch.encode_to_vec(), &plain);

@@ -35,9 +35,9 @@ const REPLIES_MAX: usize = 512;
 /// Bytes of answers sent together, about.
 const REPLY_BYTES_MAX: usize = 1 << 20;
 
-/// Answers as a piece of a message, with the places of their requests among those under way.
+/// Answers as pieces of a message, with the places of their requests among those under way.
 struct Answered {
-    replies: Bytes,
+    replies: Vec<Bytes>,
     places: OwnedSemaphorePermit,
 }
 
@@ -69,14 +69,14 @@ pub(crate) fn serve(
 
 /// Waits for answers, and takes with them those that are ready too. `None` when no more will come.
 async fn drain(ready: &mut mpsc::Receiver<Answered>) -> Option<Vec<Bytes>> {
-    let first = ready.recv().await?;
-    let (mut replies, mut bytes) = (first.places.num_permits(), first.replies.len());
-    let mut pieces = vec![first.replies];
+    let bytes_in = |pieces: &[Bytes]| pieces.iter().map(Bytes::len).sum::<usize>();
+    let Answered { replies: mut pieces, places } = ready.recv().await?;
+    let (mut replies, mut bytes) = (places.num_permits(), bytes_in(&pieces));
     while replies < REPLIES_MAX && bytes < REPLY_BYTES_MAX {
         let Ok(more) = ready.try_recv() else { break };
         replies += more.places.num_permits();
-        bytes += more.replies.len();
-        pieces.push(more.replies);
+        bytes += bytes_in(&more.replies);
+        pieces.extend(more.replies);
     }
     Some(pieces)
 }
@@ -135,11 +135,11 @@ fn bundles(requests: Vec<v1::Request>) -> Vec<Vec<v1::Request>> {
 }
 
 /// Answers the requests of a bundle.
-async fn answer(core: Arc<Core>, requests: Vec<v1::Request>) -> Bytes {
+async fn answer(core: Arc<Core>, requests: Vec<v1::Request>) -> Vec<Bytes> {
     let mut items = Items::default();
     match core.running() {
-        Ok(running) => running.responder.reply_alike(requests, |reply| items.push(&reply)).await,
-        Err(error) => requests.iter().for_each(|request| items.push(&reply_of(request.id, Err(error.clone())))),
+        Ok(running) => running.responder.reply_alike(requests, |reply| items.push(reply)).await,
+        Err(error) => requests.iter().for_each(|request| items.push(reply_of(request.id, Err(error.clone())))),
     }
     items.finish()
 }
