@@ -39,7 +39,7 @@ const READ: u8 = 0x1A;
 /// Rows of a page from so many bytes on are not copied behind what is said of them.
 const PIECE_BYTES_MIN: usize = 4 << 10;
 
-/// A message whose only field is a list of `M`, as its bytes: pieces of whole items.
+/// A message whose only field is a list of `M`, as its bytes, in pieces as they were written.
 #[derive(Debug)]
 pub struct Batch<M> {
     pieces: Vec<Bytes>,
@@ -61,7 +61,10 @@ impl<M> Batch<M> {
 
     /// The bytes of each item, one after the other.
     pub fn parts(self) -> impl Iterator<Item = Result<Bytes, DecodeError>> {
-        self.pieces.into_iter().flat_map(|mut rest| std::iter::from_fn(move || next_part(&mut rest).transpose()))
+        let mut pieces = self.pieces;
+        // What comes from a connection is one piece.
+        let mut rest = if pieces.len() > 1 { pieces.concat().into() } else { pieces.pop().unwrap_or_default() };
+        std::iter::from_fn(move || next_part(&mut rest).transpose())
     }
 }
 
